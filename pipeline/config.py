@@ -1,0 +1,259 @@
+"""A run is described by one frozen object; it goes into the checkpoint and into MLflow as it ran.
+
+Every field is a command-line flag of every job (`--train.steps 200`, `--model.steps 16`); `recipes.py` holds named runs.
+`to_dict` and `from_dict` are inverse, and `from_dict` refuses fields it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+
+def _check(config: object, **rules: bool) -> None:
+    """Raise ValueError naming the first field whose rule does not hold."""
+    for name, holds in rules.items():
+        if not holds:
+            raise ValueError(f"{type(config).__name__}.{name}: {getattr(config, name)!r} is not allowed; {_RULES[name]}")
+
+
+_RULES = {
+    "size": "an image side is a whole number of pixels, at least 4",
+    "channels": "images have 1 (grey) or 3 (colour) channels",
+    "train": "a split has at least one sample",
+    "samples_per_shard": "a shard holds at least one sample",
+    "captions": "each image keeps at least one caption",
+    "max_rejected": "it is a share between 0 and 1",
+    "steps": "at least 1 step",
+    "read_size": "a window has at least 1 pixel a side",
+    "write_size": "a window has at least 1 pixel a side",
+    "lr": "a learning rate is above 0",
+    "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
+    "lanes": "the lanes divide among the workers: a multiple of workers",
+    "workers": "at least 1 worker",
+    "save_every": "at least 1 step between checkpoints",
+    "clip": "gradient norms are clipped at a number above 0",
+    "level": "known levels are 0 (coarse) and up",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """What is sharded. Shards depend on these fields and on the source's bytes, on nothing else."""
+
+    source: Literal["digits", "mnist", "coco"] = "digits"
+    """digits: scikit-learn's packaged handwritten digits; mnist: IDX files; coco: images with caption json."""
+    size: int = 60
+    """Side of the square images, pixels."""
+    channels: int = 1
+    """1 grey, 3 colour."""
+    train: int = 10_000
+    """Drawn samples in the training split (digits, mnist); COCO takes what is there."""
+    val: int = 1_000
+    test: int = 1_000
+    samples_per_shard: int = 512
+    captions: int = 5
+    """First captions of an image that are kept (coco)."""
+    seed: int = 0
+    """Draws digits, places, held-out combinations and the split of the official validation images."""
+    max_rejected: float = 0.05
+    """The job fails when a larger share of the inputs is unusable."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            size=self.size >= 4,
+            channels=self.channels in (1, 3),
+            train=min(self.train, self.val, self.test) >= 1,
+            samples_per_shard=self.samples_per_shard >= 1,
+            captions=self.captions >= 1,
+            max_rejected=0 <= self.max_rejected <= 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """Conditional DRAW; the defaults are the paper's for COCO (paper section 5 and appendix table)."""
+
+    kind: Literal["draw"] = "draw"
+    caption: Literal["align", "mean", "skipthought"] = "align"
+    """How a caption reaches the generator: alignDRAW, noalignDRAW, skipthoughtDRAW."""
+    steps: int = 32
+    """T, canvas updates."""
+    read_size: int = 9
+    """Side of the read window, pixels."""
+    write_size: int = 9
+    latent: int = 275
+    """Z, width of the latent vector of a step."""
+    encoder: int = 550
+    """Width of the inference LSTM."""
+    generator: int = 550
+    """G, width of the generative LSTM."""
+    language: int = 128
+    """Width of the caption LSTM in each direction."""
+    align: int = 512
+    """Width of the alignment's hidden layer."""
+    sentence: int = 4800
+    """Width of the sentence vector (caption = skipthought)."""
+    canvas: float = 0.0
+    """Start of the learned canvas bias c_0, a logit: -10 is black (the authors' MNIST code)."""
+    start: Literal["paper", "scaled"] = "paper"
+    """Initial weights: paper = N(0, 0.01) everywhere, biases 0; scaled = Xavier, narrow centred windows, words at scale 1."""
+
+    def __post_init__(self) -> None:
+        _check(self, steps=self.steps >= 1, read_size=self.read_size >= 1, write_size=self.write_size >= 1)
+
+
+ModelConfig = DrawConfig  # a union as systems are added: each names itself by `kind`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Likelihood training. `batch` is global: it and the order of samples do not depend on the number of workers."""
+
+    steps: int = 10_000
+    batch: int = 100
+    """Images of one optimizer step over all workers."""
+    accumulate: int = 1
+    """Forward passes a worker splits its share of a batch into, when it does not fit memory at once."""
+    lanes: int = 20
+    """Parallel streams through the shards (loading/lanes.py); the workers divide them."""
+    words: int = 0
+    """Captions are padded to this many words; longer ones are cut. 0: to the longest of the batch."""
+    seed: int = 0
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    lr: float = 1e-3
+    schedule: Literal["constant", "drop", "cosine"] = "constant"
+    """drop: lr / 10 after `drop_at` of the steps (the paper); cosine: down to 0 at the end."""
+    drop_at: float = 0.6
+    warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
+    clip: float = 10.0
+    """Gradient norm limit."""
+    clip_each: bool = True
+    """Clip every parameter tensor on its own (the authors' code) instead of all together."""
+    kl_warmup: float = 0.0
+    """Share of the steps over which the weight of the KL term rises from 0.1 to 1."""
+    log_every: int = 20
+    save_every: int = 500
+    """Steps between checkpoints."""
+    validate_every: int = 0
+    """Steps between bounds on the validation split; 0: only at the end."""
+    patience: int = 0
+    """Validations without a better bound before training stops early; 0: never."""
+    workers: int = 1
+    """Data-parallel processes."""
+    min_workers: int = 0
+    """Elastic training goes on with as few as this many workers; 0: all of them are needed."""
+    threads: int = 1
+    """CPU cores, and torch threads, of a worker."""
+    gpu: bool = False
+    """One GPU a worker, NCCL between them."""
+    retries: int = 3
+    """Restarts of a failed worker group before training gives up."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            steps=self.steps >= 1,
+            lr=self.lr > 0,
+            clip=self.clip > 0,
+            workers=self.workers >= 1,
+            batch=self.batch >= 1 and self.batch % (self.workers * self.accumulate) == 0,
+            lanes=self.lanes >= 1 and self.lanes % self.workers == 0,
+            save_every=self.save_every >= 1,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpenConfig:
+    """The sharpener and its adversarial training (paper section 3.3; eyescream's class-conditional level)."""
+
+    steps: int = 1_000
+    batch: int = 100
+    maps: int = 128
+    """Feature maps of the generator's and the discriminator's hidden layers."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd with rising momentum is eyescream's."""
+    lr: float = 0.02
+    content: float = 0.0
+    """Weight of the squared error to the real image in the generator's loss; 0 is purely adversarial (the paper)."""
+    seed: int = 0
+    log_every: int = 20
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        _check(self, steps=self.steps >= 1, lr=self.lr > 0, save_every=self.save_every >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How much is measured; all of it on the test split, seeded."""
+
+    images: int = 0
+    """Images of the test split in the bound; 0: all."""
+    queries: int = 0
+    """Captions in retrieval; 0: all."""
+    shortlist: int = 100
+    """Candidates of a retrieval query: the true image and its nearest neighbours."""
+    ssi_captions: int = 100
+    ssi_samples: int = 50
+    """Drawings of a caption compared with its true image (paper: 50)."""
+    judged: int = 100
+    """Captions a group drawn for the digit judge (digits, mnist)."""
+    seed: int = 0
+    batch: int = 100
+    workers: int = 2
+    """Ray actors that score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    name: str
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=DrawConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sharpen: SharpenConfig = field(default_factory=SharpenConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+MODEL_KINDS = {"draw": DrawConfig}
+
+
+def to_dict(config: Any) -> dict:
+    """Nested plain dict, as JSON can hold it."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: dict) -> Any:
+    """The config a dict was made from; ValueError names fields this version does not know."""
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it was written by another version of this project")
+    made = {}
+    for name, value in values.items():
+        kind = MODEL_KINDS[value["kind"]] if name == "model" and "kind" in value else hints[name]
+        made[name] = from_dict(kind, value) if isinstance(value, dict) and dataclasses.is_dataclass(kind) else value
+    return cls(**made)
+
+
+def digest_of(config: Any) -> str:
+    """sha256 over the config's fields; equal configs have equal digests on every machine."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines 'field: old -> new' for every leaf that differs."""
+    lines = []
+    for name in sorted(set(old) | set(new)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += difference(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return lines
