@@ -10,14 +10,16 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 
 def _check(config: object, **rules: bool) -> None:
     """Raise ValueError naming the first field whose rule does not hold."""
     for name, holds in rules.items():
         if not holds:
-            raise ValueError(f"{type(config).__name__}.{name}: {getattr(config, name)!r} is not allowed; {_RULES[name]}")
+            raise ValueError(
+                f"{type(config).__name__}.{name}: {getattr(config, name)!r} is not allowed; {_RULES[name]}"
+            )
 
 
 _RULES = {
@@ -78,7 +80,7 @@ class DatasetConfig:
 class DrawConfig:
     """Conditional DRAW; the defaults are the paper's for COCO (paper section 5 and appendix table)."""
 
-    kind: Literal["draw"] = "draw"
+    kind: ClassVar[str] = "draw"  # names the system in a stored config
     caption: Literal["align", "mean", "skipthought"] = "align"
     """How a caption reaches the generator: alignDRAW, noalignDRAW, skipthoughtDRAW."""
     steps: int = 32
@@ -226,19 +228,28 @@ MODEL_KINDS = {"draw": DrawConfig}
 
 
 def to_dict(config: Any) -> dict:
-    """Nested plain dict, as JSON can hold it."""
-    return dataclasses.asdict(config)
+    """Nested plain dict, as JSON can hold it; a model's dict names its system under `kind`."""
+    values = {} if not hasattr(config, "kind") else {"kind": config.kind}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        values[item.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def from_dict(cls: type, values: dict) -> Any:
     """The config a dict was made from; ValueError names fields this version does not know."""
     hints = get_type_hints(cls)
-    if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it was written by another version of this project")
+    if unknown := sorted(set(values) - set(hints) - {"kind"}):
+        raise ValueError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it was written by another version of this project"
+        )
     made = {}
     for name, value in values.items():
-        kind = MODEL_KINDS[value["kind"]] if name == "model" and "kind" in value else hints[name]
-        made[name] = from_dict(kind, value) if isinstance(value, dict) and dataclasses.is_dataclass(kind) else value
+        if name == "kind":
+            continue
+        if isinstance(value, dict):
+            value = from_dict(MODEL_KINDS[value["kind"]] if "kind" in value else hints[name], value)
+        made[name] = value
     return cls(**made)
 
 

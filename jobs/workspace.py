@@ -1,0 +1,89 @@
+"""The folder of a run: its config, its stages, what is finished, and a lock so that two runs never share it.
+
+OUT/shards/<data set>/            tars and their manifest, shared by all runs on the same data
+OUT/runs/<name>/config.json       the run's complete config; another config under the same name is refused
+OUT/runs/<name>/<stage>/          what a stage makes; result.json is written last and means: done
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+from pipeline import storage
+from pipeline.config import RunConfig, difference, to_dict
+
+STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
+
+
+class Workspace:
+    """Where one run lives below `out`."""
+
+    def __init__(self, out: str, config: RunConfig):
+        self.out, self.config = out, config
+        self.folder = storage.join(out, "runs", config.name)
+
+    def stage(self, name: str) -> str:
+        """Folder of a stage."""
+        return storage.join(self.folder, name)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Workspace]:
+        """The run's folder, for this process alone; ValueError if the run exists with another config or is being worked on."""
+        storage.make_folder(self.folder)
+        with self._locked():
+            self._match_config()
+            yield self
+
+    def finished(self, stage: str) -> dict | None:
+        """What a stage made, or None if it has not finished."""
+        path = storage.join(self.stage(stage), "result.json")
+        return json.loads(storage.read_text(path)) if storage.exists(path) else None
+
+    def finish(self, stage: str, result: dict) -> dict:
+        """Mark a stage as done; a crash before this line means that it runs again, from its last checkpoint."""
+        storage.publish_text(storage.join(self.stage(stage), "result.json"), json.dumps(result, indent=1))
+        return result
+
+    def require(self, stage: str) -> dict:
+        """What an earlier stage made; ValueError says which job makes it."""
+        if (result := self.finished(stage)) is None:
+            job = f"python -m jobs.{stage} {self.config.name} --out {self.out}"
+            raise ValueError(f"run {self.config.name} has no finished {stage} stage in {self.out}: first run {job}")
+        return result
+
+    def _match_config(self) -> None:
+        path, mine = storage.join(self.folder, "config.json"), to_dict(self.config)
+        if not storage.exists(path):
+            storage.publish_text(path, json.dumps(mine, indent=1))
+            return
+        if changed := difference(json.loads(storage.read_text(path)), mine):
+            raise ValueError(
+                f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
+                f"choose another --name, or remove {self.folder}"
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the run's lock. The kernel frees it when the holder dies, however that happens; an object store has none."""
+        if storage.is_remote(self.folder):
+            yield
+            return
+        import fcntl
+
+        path = storage.join(self.folder, "lock")
+        with open(path, "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise ValueError(
+                    f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another --name or --out"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
