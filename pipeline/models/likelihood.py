@@ -1,0 +1,40 @@
+"""Log-probabilities and divergences, one number an image, in nats. Pure functions; nothing is averaged here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gaussian_kl(mean_q: Tensor, log_std_q: Tensor, mean_p: Tensor, log_std_p: Tensor) -> Tensor:
+    """KL(q || p) of diagonal Gaussians, summed over the last axis: (..., Z) x 4 -> (...), nats."""
+    gap = (mean_q - mean_p).square() + (2 * log_std_q).exp()
+    return (0.5 * gap * (-2 * log_std_p).exp() - 0.5 + log_std_p - log_std_q).sum(-1)
+
+
+def standard_kl(mean_q: Tensor, log_std_q: Tensor) -> Tensor:
+    """KL(q || N(0, I)), summed over the last axis: (..., Z) x 2 -> (...), nats."""
+    return (0.5 * (mean_q.square() + (2 * log_std_q).exp() - 1) - log_std_q).sum(-1)
+
+
+def bernoulli_nll(logits: Tensor, image: Tensor) -> Tensor:
+    """-log p(image) under independent Bernoulli pixels of mean sigmoid(logits): (B, ...) x 2 -> (B,), nats.
+
+    Pixels are real values in [0, 1], not binarised (paper.md 1.1 item 9), so it cannot fall below `bernoulli_entropy`.
+    """
+    return F.binary_cross_entropy_with_logits(logits, image, reduction="none").flatten(1).sum(1)
+
+
+def bernoulli_nll_of_mean(mean: Tensor, image: Tensor, margin: float = 1e-3) -> Tensor:
+    """The same for a mean that is given as such, e.g. a sharpened image: (B, ...) x 2 -> (B,), nats.
+
+    Choice: the mean is kept `margin` away from 0 and 1, which a clipped image reaches and where log p is minus infinity.
+    """
+    mean = mean.clamp(margin, 1 - margin)
+    return F.binary_cross_entropy(mean, image, reduction="none").flatten(1).sum(1)
+
+
+def bernoulli_entropy(image: Tensor) -> Tensor:
+    """(B, ...) -> (B,) nats: the floor of `bernoulli_nll`, reached by the mean that equals the image."""
+    return -(torch.xlogy(image, image) + torch.xlogy(1 - image, 1 - image)).flatten(1).sum(1)
