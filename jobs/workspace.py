@@ -17,6 +17,13 @@ from pipeline.config import RunConfig, difference, to_dict
 
 STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
 
+# How a run is executed, not what it computes: a run may go on with other values
+EXECUTION = {
+    "train": ("workers", "min_workers", "threads", "gpu", "retries", "accumulate", "log_every", "save_every"),
+    "sharpen": ("log_every", "save_every"),
+    "evaluation": ("workers",),
+}
+
 
 class Workspace:
     """Where one run lives below `out`."""
@@ -56,14 +63,14 @@ class Workspace:
 
     def _match_config(self) -> None:
         path, mine = storage.join(self.folder, "config.json"), to_dict(self.config)
-        if not storage.exists(path):
+        if storage.exists(path):
+            if changed := difference(_computed(json.loads(storage.read_text(path))), _computed(mine)):
+                raise ValueError(
+                    f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
+                    f"choose another --name, or remove {self.folder}"
+                )
+        else:
             storage.publish_text(path, json.dumps(mine, indent=1))
-            return
-        if changed := difference(json.loads(storage.read_text(path)), mine):
-            raise ValueError(
-                f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
-                f"choose another --name, or remove {self.folder}"
-            )
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -87,3 +94,13 @@ class Workspace:
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()
             yield
+
+
+def _computed(config: dict) -> dict:
+    """A run's config without what only says how it is executed."""
+    return {
+        name: {key: value for key, value in part.items() if key not in EXECUTION.get(name, ())}
+        if isinstance(part, dict)
+        else part
+        for name, part in config.items()
+    }
