@@ -1,6 +1,6 @@
 """What passes between the stages: one type for each arrow of the flow.
 
-    sources -> Sample -> shards -> ShardRecord, Manifest -> loading -> Batch -> models -> Terms, Generated
+    sources -> ShardPlan, Sample or Rejected -> shards -> ShardRecord, Manifest -> loading -> Batch -> models -> Terms, Generated
 
 Torch is named in annotations only, so that reading and sharding images does not pay for importing it.
 """
@@ -19,6 +19,22 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
+class ShardPlan:
+    """Which inputs of a source make one shard; fixed by the config and the source, never by who does the work.
+
+    A source yields one Sample or Rejected for each of its positions start .. stop - 1, in order.
+    """
+
+    name: str  # of the shard, without ".tar": "train-00003"
+    split: str  # one of SPLITS
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image with its captions, as it goes into a shard."""
 
@@ -27,6 +43,20 @@ class Sample:
     captions: tuple[str, ...]  # as the source wrote them, at least one
     source: str  # where it came from, e.g. "train2017/000000000009.jpg" or "digits 17 204"
     split: str  # one of SPLITS
+    original: tuple[int, int] = (0, 0)  # width and height before resizing; (0, 0): it was drawn at this size
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An input that could not be used, and why."""
+
+    key: str
+    source: str
+    split: str
+    reason: str  # a few words that many inputs can share: they are counted by it
+    captions: tuple[str, ...] = ()
+    width: int = 0  # of the original, where it is known
+    height: int = 0
 
 
 @dataclass(frozen=True)
