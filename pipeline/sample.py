@@ -29,6 +29,7 @@ class ShardPlan:
     split: str  # one of SPLITS
     start: int
     stop: int
+    rows: tuple = field(default=(), repr=False)  # what the source knows of each position, for sources that list them
 
     def __len__(self) -> int:
         return self.stop - self.start
