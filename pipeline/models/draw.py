@@ -137,7 +137,9 @@ class DrawModel(CaptionModel):
             drawing = self.step(drawing, mean + log_std.exp() * epsilon, caption)
         kl = standard_kl(means[0], log_stds[0])
         if self.config.steps > 1:
-            later = gaussian_kl(torch.stack(means[1:]), torch.stack(log_stds[1:]), *self.prior_of(torch.stack(hiddens[1:])))
+            later = gaussian_kl(
+                torch.stack(means[1:]), torch.stack(log_stds[1:]), *self.prior_of(torch.stack(hiddens[1:]))
+            )
             kl = kl + later.sum(0)
         terms = Terms({"recon": bernoulli_nll(drawing.canvas, image), "kl": kl})
         return terms, from_rows(torch.sigmoid(drawing.canvas))

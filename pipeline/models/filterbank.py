@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LOWEST_EXPONENT = -60.0  # e^-60 still is a normal float32; smaller ones are denormal, and those cost a hundred times as much
+LOWEST_EXPONENT = (
+    -60.0
+)  # e^-60 still is a normal float32; smaller ones are denormal, and those cost a hundred times as much
 TINY = 1e-4  # the authors' guard of the rows' normalisation, for windows that lie off the image
 
 
