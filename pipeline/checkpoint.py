@@ -1,0 +1,251 @@
+"""Checkpoints: everything a run needs to go on, and everything a reader needs to rebuild its model, in one folder.
+
+    <stage>/checkpoints/step-00000200/weights.pt       state dicts of the networks
+                                      optimizers.pt    state dicts of the optimizers
+                                      meta.json        step, bound, config, vocabulary, image size, digests; written last
+
+A checkpoint exists once its meta.json does: each file is published whole (pipeline/storage.py), on disk and in an object
+store alike, and its sha256 is checked whenever it is read. Tensors are read with `weights_only=True`: a file cannot run code.
+The same format serves one network (drawing) and several (the sharpener's two, with their optimizers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pipeline
+from pipeline import storage
+from pipeline.config import RunConfig, from_dict, to_dict
+from pipeline.models.base import CaptionModel
+from pipeline.models.build import build_model
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.training.state import TrainState
+
+FORMAT = 1  # raised when an older version could not read what a newer one writes
+META, WEIGHTS, OPTIMIZERS = "meta.json", "weights.pt", "optimizers.pt"
+KEEP = 2  # latest checkpoints kept, besides the best one
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was made for; with it a checkpoint stands alone."""
+
+    config: RunConfig
+    vocabulary: Vocabulary
+    size: int  # images are size x size pixels
+    channels: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified."""
+
+    path: str
+    step: int
+    bound: float | None  # on the validation split, nats, where it was measured
+    best: float | None
+    worse: int
+    origin: Origin
+    networks: dict[str, dict[str, Tensor]]  # state dicts by name
+    optimizers: dict[str, dict[str, Any]]  # empty where only the weights were asked for
+
+    def restore(self, state: TrainState) -> None:
+        """Put networks and optimizers back as they were; their names carry no "module.", so any number of ranks can."""
+        for name, network in state.networks.items():
+            network.load_state_dict(self.networks[name])
+        for name, optimizer in state.optimizers.items():
+            optimizer.load_state_dict(self.optimizers[name])
+        state.step, state.best, state.worse = self.step, self.best, self.worse
+
+    def model(self) -> CaptionModel:
+        """The drawing model, rebuilt from the config and ready to draw."""
+        origin = self.origin
+        model = build_model(origin.config.model, len(origin.vocabulary), origin.size, origin.channels)
+        model.load_state_dict(self.networks["model"])
+        return model.eval()
+
+
+def save(
+    folder: str, state: TrainState, origin: Origin, *, bound: float | None = None, say: Callable[[str], None] = print
+) -> str:
+    """Write the state under `folder` and return the checkpoint's path; then remove what is no longer needed.
+
+    Kept are the latest `KEEP` and the one with the best validation bound. Nothing older goes before the new one has been
+    read back. One process writes into a folder (the first rank, under the run's lock).
+    """
+    path = storage.join(folder, f"step-{state.step:08}")
+    sweep(folder, say)
+    storage.delete(
+        storage.join(path, META)
+    )  # a damaged one of the same step: no longer a checkpoint while it is rewritten
+    try:
+        files = {
+            WEIGHTS: _publish(path, WEIGHTS, {name: network.state_dict() for name, network in state.networks.items()}),
+            OPTIMIZERS: _publish(path, OPTIMIZERS, {name: one.state_dict() for name, one in state.optimizers.items()}),
+        }
+        meta = {
+            "format": FORMAT,
+            "version": pipeline.__version__,
+            "step": state.step,
+            "bound": bound,
+            "best": state.best,
+            "worse": state.worse,
+            "config": to_dict(origin.config),
+            "vocabulary": origin.vocabulary.to_json(),
+            "image": {"size": origin.size, "channels": origin.channels},
+            "files": files,
+        }
+        storage.publish_text(storage.join(path, META), json.dumps({**meta, "sha256": _digest_of(meta)}))
+        verify(path)
+    except BaseException:  # also KeyboardInterrupt: a part of a checkpoint must not fill the disk
+        storage.delete(path)
+        raise
+    _retain(folder, state.step)
+    return path
+
+
+def load(path: str, *, optimizers: bool = True) -> Checkpoint:
+    """Read a checkpoint and verify it; `Damaged` if it is not what was written, ValueError if it is from the future."""
+    meta = _read_meta(path)
+    names = [WEIGHTS, OPTIMIZERS] if optimizers else [WEIGHTS]
+    tensors = {
+        name: torch.load(io.BytesIO(_read_file(path, name, meta)), weights_only=True, map_location="cpu")
+        for name in names
+    }
+    origin = Origin(
+        config=from_dict(RunConfig, meta["config"]),
+        vocabulary=Vocabulary.from_json(meta["vocabulary"]),
+        size=meta["image"]["size"],
+        channels=meta["image"]["channels"],
+    )
+    facts = {name: meta[name] for name in ("step", "bound", "best", "worse")}
+    return Checkpoint(
+        path=path, origin=origin, networks=tensors[WEIGHTS], optimizers=tensors.get(OPTIMIZERS, {}), **facts
+    )
+
+
+def latest(folder: str, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The last whole checkpoint under a folder; a damaged one is passed over with a line that says so."""
+    return _first_whole(reversed(found(folder)), True, say)
+
+
+def best(folder: str, say: Callable[[str], None] = print) -> Checkpoint:
+    """The checkpoint with the best validation bound, without its optimizers; the last one where no bound was measured."""
+    by_bound = sorted(found(folder), key=lambda path: (_bound(path), path), reverse=True)
+    if (checkpoint := _first_whole(by_bound, False, say)) is None:
+        raise ValueError(f"{folder} has no whole checkpoint: train first")
+    return checkpoint
+
+
+def load_model(path: str) -> tuple[CaptionModel, Origin, int]:
+    """A checkpoint's drawing model in evaluation mode, what it was made for, and its step: from the files alone."""
+    checkpoint = load(path, optimizers=False)
+    return checkpoint.model(), checkpoint.origin, checkpoint.step
+
+
+def found(folder: str) -> list[str]:
+    """Paths of the checkpoints under a folder, by step; whether they are whole is known once they are read."""
+    paths = [storage.join(folder, name) for name in storage.listing(folder) if name.startswith("step-")]
+    return [path for path in paths if storage.exists(storage.join(path, META))]
+
+
+def verify(path: str) -> None:
+    """Read every file of a checkpoint back; `Damaged` unless all are as they were written."""
+    meta = _read_meta(path)
+    for name in meta["files"]:
+        _read_file(path, name, meta)
+
+
+def sweep(folder: str, say: Callable[[str], None] = print) -> None:
+    """Remove what writers that were killed left behind: checkpoints without meta.json."""
+    whole = set(found(folder))
+    for name in storage.listing(folder):
+        path = storage.join(folder, name)
+        if name.startswith("step-") and path not in whole:
+            say(f"{path} was never finished: removed")
+            storage.delete(path)
+
+
+def _first_whole(paths: Any, optimizers: bool, say: Callable[[str], None]) -> Checkpoint | None:
+    for path in paths:
+        try:
+            return load(path, optimizers=optimizers)
+        except Damaged as damage:
+            say(f"{damage}; using the one before it")
+    return None
+
+
+def _retain(folder: str, step: int) -> None:
+    """Remove all but the latest ones, up to `step`, and the best of them; later ones are damaged, or we had begun there."""
+    paths = [path for path in found(folder) if _step(path) <= step]
+    measured = [path for path in paths if _bound(path) > float("-inf")]
+    kept = {*paths[-KEEP:], *([max(measured, key=_bound)] if measured else [])}
+    for path in set(found(folder)) - kept:
+        storage.delete(storage.join(path, META))  # first: from here on it is an orphan, not a damaged checkpoint
+        storage.delete(path)
+
+
+def _publish(path: str, name: str, content: dict) -> dict[str, Any]:
+    """Write one file whole; its size and digest."""
+    with storage.publishing(storage.join(path, name)) as part:
+        torch.save(content, part)
+        with open(part, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": part.stat().st_size, "sha256": digest}
+
+
+def _read_file(path: str, name: str, meta: dict) -> bytes:
+    try:
+        content = storage.read_bytes(storage.join(path, name))
+    except FileNotFoundError:
+        raise Damaged(f"{path} is damaged: {name} is missing") from None
+    if hashlib.sha256(content).hexdigest() != meta["files"][name]["sha256"]:
+        raise Damaged(f"{path} is damaged: {name} is not what was written (sha256 differs)")
+    return content
+
+
+def _read_meta(path: str) -> dict:
+    try:
+        meta = json.loads(storage.read_text(storage.join(path, META)))
+        digest, newer = meta.pop("sha256"), meta["format"] > FORMAT
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a checkpoint: it has no {META}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged(f"{path} is damaged: {META} is not what was written") from None
+    if newer:
+        raise ValueError(
+            f"{path} has checkpoint format {meta['format']}, made by version {meta.get('version')} of this project; "
+            f"this is version {pipeline.__version__} and reads up to format {FORMAT}: use the newer version"
+        )
+    if digest != _digest_of(meta):
+        raise Damaged(f"{path} is damaged: {META} is not what was written (sha256 differs)")
+    return meta
+
+
+def _digest_of(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _step(path: str) -> int:
+    return int(path.rpartition("-")[2])
+
+
+def _bound(path: str) -> float:
+    """The validation bound a checkpoint states; minus infinity where it states none, or cannot be read."""
+    try:
+        bound = _read_meta(path)["bound"]
+    except Damaged:
+        bound = None
+    return float("-inf") if bound is None else bound

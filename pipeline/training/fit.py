@@ -1,0 +1,300 @@
+"""The likelihood loop: batches in, a trained model out; for every model that answers `terms` (models/base.py).
+
+What surrounds it is handed in, so it runs alone, under Ray Train or in a test alike: `log` takes metrics, `save` keeps the
+state, `validate` measures held-out images, `stop` says that somebody wants the process to end.
+
+A run does not depend on how many ranks share it, nor on being interrupted: noise belongs to (seed, step, place in the
+global batch), the learning rate and the weight of the KL term to the step, and `save` is called between two steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import TrainConfig
+from pipeline.models.base import noise_rows
+from pipeline.sample import Batch, Terms
+from pipeline.training.optim import clip_gradients, gradient_norms, learning_rate, set_learning_rate
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.state import TrainState
+
+NOISE = 1  # second seed of training's noise; validation's is 2
+SAY_EVERY_S = 5.0
+
+
+class NotFinite(ValueError):
+    """A loss or a gradient is nan or infinite; the state is that before the step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `fit` ended."""
+
+    reason: Literal["finished", "early", "stopped"]
+    step: int
+    images_per_s: float  # over all ranks, of this call, saving and validation not counted
+
+
+def fit(
+    state: TrainState,
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    *,
+    ranks: Ranks = ALONE,
+    validate: Callable[[], dict[str, float]] | None = None,
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    save: Callable[[TrainState, float | None], None] = lambda state, bound: None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Train from `state.step` to `config.steps`, changing `state`.
+
+    batches: this rank's rows of global batch `state.step` and those after it, without end. Called on every rank: validate,
+    with the sums of this rank's share of the split (validation.term_sums); save, with the state and its validation bound,
+    if just measured; stop. Called on the first rank: log and say.
+    """
+    state.model.train()
+    network = ranks.wrap(state.model)
+    meter, steps = Meter(config, state.step), config.steps
+    reason = _end(state, config)
+    while reason is None:
+        waited = time.perf_counter()
+        batch = next(batches).to(ranks.device)
+        meter.waited += time.perf_counter() - waited
+        if meter.steps == 0 and ranks.size > 1:
+            _settle_buckets(network, batch, config)
+        stopping, sums, norm = take_step(state, network, batch, config, ranks, stop())
+        meter.add(sums)
+
+        bound, better = None, False
+        due = (
+            config.validate_every and state.step % config.validate_every == 0 and not stopping
+        )  # who stops us has no time
+        if validate is not None and (due or state.step == steps):
+            with meter.paused():
+                held_out = _mean_over_ranks(validate(), list(sums), ranks)
+            bound = -sum(held_out.values())
+            better = state.best is None or bound > state.best
+            state.best, state.worse = (bound, 0) if better else (state.best, state.worse + 1)
+            if ranks.first:
+                log({"val/bound": bound, **{f"val/{name}": value for name, value in held_out.items()}}, state.step)
+                say(
+                    f"step {state.step}/{steps}: validation bound {bound:.2f} nats{', the best so far' if better else ''}"
+                )
+        reason = _end(state, config) or ("stopped" if stopping else None)
+        if ranks.first and (reason or state.step % config.log_every == 0):
+            log({**meter.metrics(), "train/gradient_norm": norm}, state.step)
+        if ranks.first and (line := meter.line(last=reason is not None)):
+            say(line)
+        if reason or better or state.step % config.save_every == 0:
+            with meter.paused():
+                save(state, bound)
+    return Outcome(reason, state.step, meter.images_per_s)
+
+
+def take_step(
+    state: TrainState, network: nn.Module, batch: Batch, config: TrainConfig, ranks: Ranks, stop: bool = False
+) -> tuple[bool, dict[str, float], float]:
+    """One optimizer step on this rank's rows; raises NotFinite, on all ranks, before it changes anything.
+
+    Returns whether any rank wants to stop, the mean of each loss over the global batch (nats), and the norm of the gradient
+    before it was clipped.
+    """
+    losses = backward(network, batch, config, state.step, ranks)
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    norms = gradient_norms([parameter.grad for parameter in parameters])
+    bad_losses = (~torch.stack(list(losses.values())).isfinite()).sum()
+    facts = [bad_losses, (~norms.isfinite()).sum(), torch.tensor(stop, device=ranks.device)]
+    facts += [loss.double().sum() for loss in losses.values()]
+    # the one thing ranks tell each other besides gradients, and the one wait for the device
+    told = ranks.sum(torch.stack([fact.double() for fact in facts])).tolist()
+    if told[0] or told[1]:
+        raise NotFinite(_complaint(state, batch, losses, norms, ranks))
+    clip_gradients([parameter.grad for parameter in parameters], norms, config.clip, config.clip_each)
+    set_learning_rate(state.optimizer, learning_rate(config, state.step))
+    state.optimizer.step()
+    state.step += 1
+    return (
+        told[2] > 0,
+        {name: total / config.batch for name, total in zip(losses, told[3:], strict=True)},
+        norms.norm().item(),
+    )
+
+
+def backward(network: nn.Module, batch: Batch, config: TrainConfig, step: int, ranks: Ranks) -> dict[str, Tensor]:
+    """Gradients of the global batch's mean loss, averaged over ranks; returns this rank's losses (b,) by name, in nats.
+
+    The rows go through in `accumulate` parts, which changes memory and nothing else: ranks exchange gradients once.
+    """
+    rows = config.batch // ranks.size
+    assert len(batch) == rows, f"rank {ranks.rank} of {ranks.size} got {len(batch)} rows of a batch of {config.batch}"
+    model = getattr(network, "module", network)
+    noise = noise_rows(model.noise_shape, config.batch, (config.seed, NOISE, step))[ranks.rank :: ranks.size]
+    noise, weights = noise.to(ranks.device), {"kl": kl_weight(config, step)}
+    model.zero_grad(set_to_none=True)
+    parts: list[dict[str, Tensor]] = []
+    for part in torch.arange(rows).tensor_split(config.accumulate):
+        last = len(parts) == config.accumulate - 1
+        take = slice(int(part[0]), int(part[-1]) + 1)
+        with nullcontext() if last or network is model else network.no_sync():
+            losses = network(_rows(batch, take), noise[take])
+            (Terms(losses, weights).total.sum() / rows).backward()
+        parts.append({name: loss.detach() for name, loss in losses.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def kl_weight(config: TrainConfig, step: int) -> float:
+    """Weight of the KL term: from 0.1 to 1 over the first `kl_warmup` of the steps, then 1."""
+    rise = config.kl_warmup * config.steps
+    return min(1.0, 0.1 + 0.9 * step / rise) if rise else 1.0
+
+
+class Meter:
+    """Counts and times steps, for the metrics and for the line a person watches."""
+
+    def __init__(self, config: TrainConfig, step: int):
+        self.config, self.first, self.steps = config, step, 0
+        self.waited = 0.0  # seconds without a batch to work on
+        self._away = 0.0  # seconds in saving and validation
+        self._start = self._said = time.perf_counter()
+        self._logged, self._shown = _Mean(), _Mean()
+
+    def add(self, sums: dict[str, float]) -> None:
+        """The mean losses of one more global batch."""
+        self.steps += 1
+        self._logged.add(sums)
+        self._shown.add(sums)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block does not count as training."""
+        start = time.perf_counter()
+        yield
+        self._away += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        return max(1e-9, time.perf_counter() - self._start - self._away)
+
+    @property
+    def images_per_s(self) -> float:
+        return self.steps * self.config.batch / self.seconds
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call."""
+        means = self._logged.take()
+        step = self.first + self.steps - 1
+        return {
+            "train/bound": -sum(means.values()),
+            **{f"train/{name}": value for name, value in means.items()},
+            "train/lr": learning_rate(self.config, step),
+            "train/kl_weight": kl_weight(self.config, step),
+            "train/images_per_s": self.images_per_s,
+            "train/waiting_for_data": self.waited / self.seconds,
+        }
+
+    def line(self, last: bool = False) -> str | None:
+        """The progress line, about every five seconds and at the end; None in between."""
+        now = time.perf_counter()
+        if not last and now - self._said < SAY_EVERY_S:
+            return None
+        self._said = now
+        means, step = self._shown.take(), self.first + self.steps
+        left = (self.config.steps - step) * self.config.batch / self.images_per_s
+        parts = [
+            f"step {step}/{self.config.steps}",
+            f"{self.images_per_s:.4g} images/s",
+            f"bound {-sum(means.values()):.2f} nats",
+        ]
+        parts += [f"KL {means['kl']:.2f}"] if "kl" in means else []
+        return ", ".join([*parts, f"{duration(left)} left"])
+
+
+class _Mean:
+    """Running means by name."""
+
+    def __init__(self) -> None:
+        self.sums, self.count = Counter(), 0
+
+    def add(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] += value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and a fresh start."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = Counter(), 0
+        return means
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _end(state: TrainState, config: TrainConfig) -> Literal["finished", "early"] | None:
+    """Why there is no further step to take, if so; a function of the state, so a finished run stays finished."""
+    if state.step >= config.steps:
+        return "finished"
+    return "early" if config.patience and state.worse >= config.patience else None
+
+
+def _settle_buckets(network: nn.Module, batch: Batch, config: TrainConfig) -> None:
+    """A backward pass whose gradients are thrown away.
+
+    DistributedDataParallel re-packs its buckets after its first pass, and with more than two ranks the order in which a
+    value is summed depends on its place in a bucket. So that a restarted run sums as the undisturbed one does, the first
+    pass of either is not part of the training.
+    """
+    model = network.module
+    noise = torch.zeros((len(batch), *model.noise_shape), device=batch.images.device)
+    Terms(network(batch, noise)).total.mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _rows(batch: Batch, take: slice) -> Batch:
+    sentence = None if batch.sentence is None else batch.sentence[take]
+    return Batch(batch.images[take], batch.words[take], batch.keep[take], batch.keys[take], sentence)
+
+
+def _mean_over_ranks(sums: dict[str, float], names: list[str], ranks: Ranks) -> dict[str, float]:
+    """Means over all images of all ranks' shares; a share may be empty."""
+    here = [sums.get(name, 0.0) for name in [*names, "images"]]
+    *totals, images = ranks.sum(torch.tensor(here, dtype=torch.float64, device=ranks.device)).tolist()
+    return {name: total / images for name, total in zip(names, totals, strict=True)}
+
+
+def _complaint(state: TrainState, batch: Batch, losses: dict[str, Tensor], norms: Tensor, ranks: Ranks) -> str:
+    """One line, the same on every rank: what is not finite, and in which samples."""
+    bad = {
+        name: [batch.keys[row] for row in (~loss.isfinite()).nonzero().flatten().tolist()]
+        for name, loss in losses.items()
+    }
+    everywhere = ranks.gather((bad, list(batch.keys)))
+    names = [name for name, parameter in state.model.named_parameters() if parameter.grad is not None]
+    terms = {name: [key for here, _ in everywhere for key in here[name]] for name in losses}
+    if any(terms.values()):
+        what = "; ".join(f"{name} is not finite for {_some(keys)}" for name, keys in terms.items() if keys)
+    else:
+        tensors = [name for name, norm in zip(names, norms.tolist(), strict=True) if norm - norm != 0]
+        what = f"the gradient of {_some(tensors)} is not finite, in a batch of {_some([k for _, keys in everywhere for k in keys])}"
+    return (
+        f"step {state.step}: {what}; stopped before the update, the last checkpoint is untouched: "
+        "lower train.lr or train.clip, or look at these samples"
+    )
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,83 @@
+"""Optimizer, learning rate and clipping, from the config.
+
+The paper's are RMSprop with the constant under the root and a norm limit for every tensor on its own (paper.md section 1.2;
+the authors' coco/alignDraw.py, lines 405-425). Adam with warm-up, cosine decay and one limit for all tensors together is
+what learns in minutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.config import TrainConfig
+
+BLOCK = 1 << 16  # values of a tensor that RMSprop takes at a time on a CPU: its four passes then run in the cache
+
+
+class RMSprop(Optimizer):
+    """h = decay h + (1 - decay) g^2,  p = p - lr g / sqrt(h + epsilon).
+
+    torch.optim.RMSprop divides by sqrt(h) + epsilon instead: while h is small, as it is at the start, its steps are larger.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, decay: float = 0.9, epsilon: float = 1e-6):
+        super().__init__(parameters, {"lr": lr, "decay": decay, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["square"] = torch.zeros_like(parameter)
+                for p, g, h in _blocks(parameter, parameter.grad, state["square"]):
+                    h.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
+                    p.addcdiv_(g, (h + group["epsilon"]).sqrt_(), value=-group["lr"])
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimizer a config names, over all parameters of a model."""
+    if config.optimizer == "rmsprop":
+        return RMSprop(model.parameters(), lr=config.lr)
+    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of optimizer step 0, 1, ...: a function of the step, so a restart needs no scheduler's state."""
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.schedule == "drop":
+        return config.lr * warm * (0.1 if step >= config.drop_at * config.steps else 1.0)
+    if config.schedule == "cosine":
+        left = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
+        return config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
+    return config.lr * warm
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """(n,) the L2 norm of each gradient; not finite exactly where a gradient is not (or its square overflows)."""
+    return torch.stack(torch._foreach_norm(gradients))
+
+
+def clip_gradients(gradients: Sequence[Tensor], norms: Tensor, limit: float, each: bool) -> None:
+    """Scale gradients down, in place, to norms of at most `limit`: each on its own, or all as one vector."""
+    total = norms if each else norms.norm().expand(len(gradients))
+    torch._foreach_mul_(gradients, list((limit / total.clamp(min=limit)).unbind()))
+
+
+def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same elements of each tensor, some at a time: whole tensors on a GPU, where launches cost more than memory."""
+    if tensors[0].is_cuda or tensors[0].numel() <= BLOCK or not all(tensor.is_contiguous() for tensor in tensors):
+        return [tensors]
+    return zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
