@@ -1,0 +1,96 @@
+"""LAPGAN conditioned on a sentence vector: a small image from noise, then a residual a level, each level a GAN of its own.
+
+Denton et al. 2015 (arXiv 1506.05751); the sizes are those of its class-conditional code (facebook/eyescream) with a sentence
+vector in the place of the class, as Mansimov et al. 2016 (arXiv 1511.02793) compare with and sharpen by (paper.md 2, 3).
+
+A level is a generator and a discriminator with the same two signatures on every level, so that one loop trains them all
+(training/adversarial.py):  generator(noise, coarse, sentence) -> image,  discriminator(image, sentence, noise) -> logit.
+Noise is handed in standard normal, like that of every model (base.py), and becomes what the authors draw: 0 stays its mean.
+"""
+
+# B batch, C channels, S sentence width, F width of the discriminator's last layer
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def uniform(noise: Tensor) -> Tensor:
+    """Standard normal -> uniform on (-1, 1), elementwise: twice the normal distribution function, minus 1."""
+    return torch.erf(noise / math.sqrt(2))
+
+
+class SentenceMap(nn.Module):
+    """A sentence vector as one more channel of an image: relu(W s + b), a value a pixel."""
+
+    def __init__(self, sentence: int, size: int):
+        super().__init__()
+        self.size, self.linear = size, nn.Linear(sentence, size * size)
+
+    def forward(self, sentence: Tensor) -> Tensor:
+        """(B, S) -> (B, 1, size, size)."""
+        return self.linear(sentence).relu().view(-1, 1, self.size, self.size)
+
+
+class LevelGenerator(nn.Module):
+    """Adds the detail that is missing from a coarse image, as the sentence and the noise say.
+
+        image = coarse + conv5(relu(conv7(relu(conv7([noise; relu(W s + b); coarse])))))
+
+    The image is not clipped: outside [0, 1] the discriminator's gradient must still reach the generator.
+
+    Choice: the last layer starts at zero, so that a level starts as the identity and a short training can only add to it.
+    """
+
+    def __init__(self, channels: int, size: int, sentence: int, maps: int):
+        super().__init__()
+        self.noise_shape = (1, size, size)
+        self.sentence = SentenceMap(sentence, size)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels + 2, maps, 7, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(maps, maps, 7, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(maps, channels, 5, padding=2),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, noise: Tensor, coarse: Tensor, sentence: Tensor) -> Tensor:
+        """noise (B, 1, H, W), coarse (B, C, H, W), sentence (B, S) -> image (B, C, H, W)."""
+        return coarse + self.layers(torch.cat((uniform(noise), self.sentence(sentence), coarse), dim=1))
+
+
+class LevelDiscriminator(nn.Module):
+    """Tells real images from generated ones that go with a sentence.
+
+        logit = w . dropout(relu(conv5 stride 2(relu(conv5([image; relu(W s + b)]))))) + b
+
+    It sees coarse image and residual as their sum, like eyescream's. The halves that dropout leaves out come from noise
+    that is handed in, not from a generator inside: with that a step is the same on any number of workers.
+    """
+
+    def __init__(self, channels: int, size: int, sentence: int, maps: int):
+        super().__init__()
+        if size < 9:
+            raise ValueError(f"an image of side {size} is too small for a level: two 5x5 windows need 9 pixels")
+        side = (size - 4 - 5) // 2 + 1  # without padding: 32 -> 28 -> 12
+        self.noise_shape = (maps * side * side,)
+        self.sentence = SentenceMap(sentence, size)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels + 1, maps, 5), nn.ReLU(), nn.Conv2d(maps, maps, 5, stride=2), nn.ReLU(), nn.Flatten()
+        )
+        self.last = nn.Linear(maps * side * side, 1)
+
+    def forward(self, image: Tensor, sentence: Tensor, noise: Tensor | None = None) -> Tensor:
+        """image (B, C, H, W), sentence (B, S), noise (B, F), None: no dropout -> logit (B,) of being real."""
+        seen = self.layers(torch.cat((image, self.sentence(sentence)), dim=1))
+        return self.last(drop_half(seen, noise)).squeeze(1)
+
+
+def drop_half(features: Tensor, noise: Tensor | None) -> Tensor:
+    """(B, F): features where noise > 0, doubled; all of them as they are without noise. Dropout 0.5."""
+    return features if noise is None else 2 * features * (noise > 0)
