@@ -56,6 +56,7 @@ def ray_environment() -> Iterator[dict[str, str]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "token"),
         "RAY_DEDUP_LOGS": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on loopback only
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -76,6 +77,7 @@ def ray_cluster(ray_environment: dict[str, str]) -> Iterator[str]:
     import ray
 
     context = ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150 * 2**20,
