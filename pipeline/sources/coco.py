@@ -1,0 +1,338 @@
+"""Captioned photographs in COCO's layout (Lin et al. 2014, arXiv 1405.0312; captions: Chen et al. 2015, arXiv 1504.00325).
+
+A data folder (local, s3:// or gs://) holds, as downloaded,
+
+    annotations/captions_train2017.json, captions_val2017.json     or annotations_trainval2017.zip with them in it
+    train2017/000000000009.jpg ..., val2017/...                    or train2017.zip, val2017.zip, read without unpacking
+    dataset_coco.json                                              optional: Karpathy's split
+
+and the same with 2014 in place of 2017 or with no year at all. Official train is the training split.
+
+Choice: the official validation images are halved by the seed into our validation and test split.
+Choice: with Karpathy's file its train, val and test are ours and its restval is left out, which gives the paper's 82,783.
+Choice: white space in captions is made single blanks; an image's first captions are those first in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pipeline import storage
+from pipeline.config import DatasetConfig
+from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan
+from pipeline.sources.idx import contents
+from pipeline.sources.picture import MOST_BYTES, Unusable, read_picture
+from pipeline.sources.source import cut_into_shards, shuffled
+
+YEARS = ("2017", "2014", "")  # layouts; "" is captions_train.json beside train/
+MOST_JSON = 2**30  # bytes; the captions of COCO 2014 have 67 MB
+LONGEST_CAPTION = 2_000  # characters; COCO's longest has about 250
+KARPATHY = "dataset_coco.json"
+
+
+class Row(NamedTuple):
+    """An image of the annotations, before it is read."""
+
+    key: str
+    subset: str  # where its file lies, e.g. "train2017"
+    file: str
+    bytes: int  # -1: it is not there
+    captions: tuple[str, ...]
+    width: int  # as the annotations say
+    height: int
+
+
+class CocoCaptions:
+    """The source `coco`."""
+
+    def __init__(self, config: DatasetConfig, data: str | None) -> None:
+        if not data or not storage.exists(data):
+            raise ValueError(f"coco needs --data, {_EXPECTED}; got {data or 'none'}")
+        self.size, self.channels = config.size, config.channels
+        year = _find_year(data)
+        annotations = {f"{part}{year}": Annotations.load(data, f"{part}{year}", year) for part in ("train", "val")}
+        self.folders = {subset: ImageFolder.find(data, subset) for subset in annotations}
+        rows = {
+            subset: _rows(subset, found, self.folders[subset].sizes(), config.captions)
+            for subset, found in annotations.items()
+        }
+        karpathy = _load_karpathy(data)
+        splits, rule = _split(rows, karpathy[0] if karpathy else None, config.seed)
+        for split in SPLITS:
+            if not splits[split]:
+                raise ValueError(f"{data}: no images for the {split} split ({rule})")
+        used = sum(map(len, splits.values()))
+        digest = hashlib.sha256(repr(sorted(a.sha256 for a in annotations.values())).encode())
+        digest.update(karpathy[1].encode() if karpathy else b"")
+        for row in sorted(row for split in splits.values() for row in split):
+            digest.update(f"{row.subset}/{row.file} {row.bytes}\n".encode())
+        self.digest = digest.hexdigest()
+        self.facts = {
+            "layout": f"COCO {year}".strip(),
+            "split_rule": rule,
+            "splits": {split: len(splits[split]) for split in SPLITS},
+            "left_out": sum(map(len, rows.values())) - used,
+            "annotations": {
+                subset: {"sha256": a.sha256, "images": len(a.images), "unreadable_captions": a.unreadable}
+                for subset, a in annotations.items()
+            },
+            "images": {subset: folder.name for subset, folder in self.folders.items()},
+            "warnings": [],
+        }
+        self.plan = tuple(
+            plan
+            for split in SPLITS
+            for plan in cut_into_shards(split, len(splits[split]), config.samples_per_shard, tuple(splits[split]))
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "plan": ()}
+
+    def read(self, plan: ShardPlan) -> Iterator[Sample | Rejected]:
+        for row in plan.rows:
+            source = f"{row.subset}/{row.file}"
+            try:
+                if not row.captions:
+                    raise Unusable("no captions", row.width, row.height)
+                picture = read_picture(self.folders[row.subset].read(row), self.size, self.channels)
+            except Unusable as why:
+                size = (why.width or row.width, why.height or row.height)
+                yield Rejected(row.key, source, plan.split, why.reason, row.captions, *size)
+            else:
+                size = (picture.width, picture.height)
+                yield Sample(row.key, picture.image, row.captions, source, plan.split, size)
+
+
+_EXPECTED = (
+    "a folder with annotations/captions_{train,val}2017.json (or 2014, or no year; or annotations_trainval2017.zip) "
+    "beside train2017/ and val2017/ (or train2017.zip and val2017.zip)"
+)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One captions_*.json: its images in order of id, the captions of each, and how many entries made no sense."""
+
+    images: tuple[dict[str, Any], ...]
+    captions: dict[int, list[str]]
+    unreadable: int
+    sha256: str
+
+    @classmethod
+    def load(cls, data: str, subset: str, year: str) -> Annotations:
+        name = f"captions_{subset}.json"
+        path = storage.join(data, "annotations", name)
+        if storage.exists(path):
+            if (size := storage.size_of(path)) > MOST_JSON:
+                raise ValueError(f"{path}: {size} bytes, at most {MOST_JSON} are read")
+            return cls.parse(storage.read_bytes(path), path)
+        path = storage.join(data, f"annotations_trainval{year}.zip")
+        if not storage.exists(path):
+            raise ValueError(f"{data}: annotations/{name} is missing; expected {_EXPECTED}; found: {contents(data)}")
+        try:
+            content = _read_member(_open_zip(path), f"annotations/{name}", MOST_JSON)
+        except Unusable as why:
+            raise ValueError(f"{path}: annotations/{name} is {why.reason}; get the file again") from None
+        return cls.parse(content, f"{path}/annotations/{name}")
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Annotations:
+        """Checked before pycocotools sees it, which believes what it is given."""
+        document = _parse_json(content, path)
+        if not isinstance(document, dict) or not all(
+            isinstance(document.get(k), list) for k in ("images", "annotations")
+        ):
+            held = f"the keys {', '.join(list(document)[:8])}" if isinstance(document, dict) else "no object"
+            raise ValueError(
+                f"{path}: COCO captions are an object with the lists images and annotations; it holds {held}"
+            )
+        for number, image in enumerate(document["images"]):
+            if not isinstance(image, dict) or not _is_id(image.get("id")):
+                raise ValueError(f"{path}: images[{number}] has no id that is a whole number from 0 to 10^12")
+        counts = Counter(image["id"] for image in document["images"])
+        if twice := [number for number, count in counts.items() if count > 1]:
+            raise ValueError(f"{path}: {len(twice)} image ids occur more than once, e.g. {twice[0]}; ids are unique")
+        readable = [a for a in document["annotations"] if isinstance(a, dict) and _is_caption(a, counts)]
+        captions = _captions_by_image(document["images"], readable)
+        images = tuple(sorted(document["images"], key=lambda image: image["id"]))
+        unreadable = len(document["annotations"]) - len(readable)
+        return cls(images, captions, unreadable, hashlib.sha256(content).hexdigest())
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 10**12
+
+
+def _is_caption(annotation: dict, images: Counter) -> bool:
+    """Whether an annotation has words for an image that is listed."""
+    words, image = annotation.get("caption"), annotation.get("image_id")
+    return _is_id(image) and image in images and isinstance(words, str) and 0 < len(words.strip()) <= LONGEST_CAPTION
+
+
+def _captions_by_image(images: list[dict], annotations: list[dict]) -> dict[int, list[str]]:
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": [{"id": i, **a} for i, a in enumerate(annotations)]}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints; the last line of a job's output is its result
+        coco.createIndex()
+    return {image: [_clean(a["caption"]) for a in found] for image, found in coco.imgToAnns.items()}
+
+
+def _clean(caption: str) -> str:
+    """Single blanks; characters that UTF-8 cannot hold (lone surrogates, which JSON can) become '?'."""
+    return " ".join(caption.split()).encode("utf-8", "replace").decode()
+
+
+def _parse_json(content: bytes, path: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({str(error)[:80]}); get the file again") from None
+
+
+def _rows(subset: str, annotations: Annotations, sizes: dict[str, int], captions: int) -> list[Row]:
+    """One row an image, in order of id. A file that is not in the folder's listing is missing."""
+    rows = []
+    for image in annotations.images:
+        file = image.get("file_name")
+        file = _clean(file)[:200] if isinstance(file, str) else "?"
+        sides = (image.get(side) for side in ("width", "height"))
+        width, height = (side if _is_id(side) and side < 2**31 else 0 for side in sides)
+        words = tuple(annotations.captions.get(image["id"], [])[:captions])
+        rows.append(Row(f"{subset}-{image['id']:012d}", subset, file, sizes.get(file, -1), words, width, height))
+    return rows
+
+
+def _split(rows: dict[str, list[Row]], karpathy: dict[int, str] | None, seed: int) -> tuple[dict[str, list[Row]], str]:
+    """split -> its rows in order of key, and in words how they were chosen."""
+    train, val = rows.values()
+    if karpathy is not None:
+        dealt = {split: [row for row in [*train, *val] if karpathy.get(_id_of(row)) == split] for split in SPLITS}
+        return {split: sorted(rows) for split, rows in dealt.items()}, f"{KARPATHY} (restval left out)"
+    order = shuffled("halves of val", seed, len(val))
+    half = (len(val) + 1) // 2
+    halves = {"val": sorted(val[i] for i in order[:half]), "test": sorted(val[i] for i in order[half:])}
+    return {"train": train, **halves}, f"official train; halves of the official val by seed {seed}"
+
+
+def _id_of(row: Row) -> int:
+    return int(row.key.rpartition("-")[2])
+
+
+def _load_karpathy(data: str) -> tuple[dict[int, str], str] | None:
+    """Image id -> split of Karpathy's file, and the file's sha256; None where there is no such file."""
+    for path in (storage.join(data, KARPATHY), storage.join(data, "annotations", KARPATHY)):
+        if storage.exists(path):
+            if (size := storage.size_of(path)) > MOST_JSON:
+                raise ValueError(f"{path}: {size} bytes, at most {MOST_JSON} are read")
+            content = storage.read_bytes(path)
+            return parse_karpathy(content, path), hashlib.sha256(content).hexdigest()
+    return None
+
+
+def parse_karpathy(content: bytes, path: str) -> dict[int, str]:
+    document = _parse_json(content, path)
+    images = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(images, list):
+        raise ValueError(f"{path}: Karpathy's split is an object with the list images")
+    splits = {}
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or not _is_id(image.get("cocoid")) or not isinstance(image.get("split"), str):
+            raise ValueError(f"{path}: images[{number}] lacks cocoid (a whole number) or split (a word)")
+        splits[image["cocoid"]] = image["split"]
+    return splits
+
+
+def _find_year(data: str) -> str:
+    """Which layout a folder has; where annotations of two are there, the one whose images are there too."""
+    names = set(storage.listing(data))
+    within = set(storage.listing(storage.join(data, "annotations")))
+    annotated = [
+        y for y in YEARS if f"captions_train{y}.json" in within or (y and f"annotations_trainval{y}.zip" in names)
+    ]
+    pictured = [y for y in annotated if {f"train{y}", f"train{y}.zip"} & names]
+    if not annotated:
+        partly = sorted(name for name in within if re.fullmatch(r"captions_.*\.json", name))
+        what = f"annotations holds {', '.join(partly)}" if partly else f"found: {contents(data)}"
+        raise ValueError(f"{data}: not COCO captions; expected {_EXPECTED}; {what}")
+    chosen = pictured or annotated
+    if len(chosen) > 1:
+        raise ValueError(
+            f"{data}: holds COCO of {' and '.join(map(repr, chosen))}; point --data at a folder with one of them"
+        )
+    return chosen[0]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a subset: files of a folder, or members of an official zip file."""
+
+    path: str  # of the folder or the zip file
+    name: str  # of the folder, also inside the zip file
+    packed: bool
+
+    @classmethod
+    def find(cls, data: str, subset: str) -> ImageFolder:
+        folder, packed = storage.join(data, subset), storage.join(data, f"{subset}.zip")
+        if storage.exists(folder):
+            return cls(folder, subset, False)
+        if storage.exists(packed):
+            return cls(packed, subset, True)
+        raise ValueError(f"{data}: neither {subset}/ nor {subset}.zip is there; found: {contents(data)}")
+
+    def sizes(self) -> dict[str, int]:
+        """File name -> bytes, of all files right in the folder."""
+        if not self.packed:
+            return storage.sizes(self.path)
+        prefix = f"{self.name}/"
+        found = {i.filename.removeprefix(prefix): i.file_size for i in _open_zip(self.path).infolist()}
+        return {name: size for name, size in found.items() if name and "/" not in name}
+
+    def read(self, row: Row) -> bytes:
+        """The bytes of an image that the listing holds; Unusable where they cannot be had."""
+        if row.bytes < 0:
+            raise Unusable("missing", row.width, row.height)
+        if row.bytes > MOST_BYTES:
+            raise Unusable("too large", row.width, row.height)
+        if self.packed:
+            return _read_member(_open_zip(self.path), f"{self.name}/{row.file}", MOST_BYTES)
+        try:
+            return storage.read_bytes(storage.join(self.path, row.file))
+        except FileNotFoundError:
+            raise Unusable("missing", row.width, row.height) from None
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    """Opened once in a process: the directory of train2017.zip has 118,287 entries."""
+    filesystem, name = storage.resolve(path)
+    try:
+        return zipfile.ZipFile(filesystem.open_input_file(name))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not a whole zip file ({error}); get the file again") from None
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A member's bytes, never more than limit, whatever its header says; its checksum is verified."""
+    try:
+        with archive.open(name) as member:
+            content = member.read(limit + 1)
+    except KeyError:
+        raise Unusable("missing") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error):
+        raise Unusable("damaged in its zip file") from None
+    if len(content) > limit:
+        raise Unusable("too large")
+    return content

@@ -1,0 +1,161 @@
+"""From the bytes of a picture file to a small square array, as fast as its decoder, or a reason why not.
+
+JPEG is decoded at 1/2, 1/4 or 1/8 where enough pixels remain to average, which costs little more than its Huffman codes;
+the true edge is kept in mind when the size does not divide, which is worth 10 dB in the worst picture. Measured on 70 COCO
+photographs of 166 KB to 32x32, one core, decode and resize alone: 597 a second and 43 dB in the worst picture against full
+decode and area average; OpenCV's full decode 417 a second, its half decode 597 and 39 dB (benchmarks/decode.py).
+
+Choice: pictures are squashed to a square; the paper says "resized to 32x32" and nothing about the aspect ratio.
+Choice: transparent pixels show white; of an animation the first frame counts; damaged pictures are refused, not repaired.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from pipeline.sources.resize import resize
+
+MOST_BYTES = 64 * 2**20  # of a file
+MOST_PIXELS = 2**26  # 8192 x 8192: below 1 GB of memory while it is resized
+LONGEST_SIDE = 2**14
+MOST_SCANS = 100  # of a progressive JPEG (photographs have about 10): each costs a pass over the picture
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what Pillow may try
+KEPT = 3  # decoded pixels an output pixel at least averages, in each direction, when a JPEG is decoded at a fraction
+
+
+class Unusable(Exception):
+    """A picture that cannot be used: the reason in a few words, and its size as far as it is known."""
+
+    def __init__(self, reason: str, width: int = 0, height: int = 0) -> None:
+        super().__init__(reason)
+        self.reason, self.width, self.height = reason, width, height
+
+
+@dataclass(frozen=True)
+class Picture:
+    image: np.ndarray  # (size, size, channels) uint8
+    width: int  # pixels of the original, upright
+    height: int
+
+
+def read_picture(content: bytes, size: int, channels: int) -> Picture:
+    """The picture in a file's bytes, upright, resized to size x size, in grey (1 channel) or RGB (3); or Unusable."""
+    if not content:
+        raise Unusable("empty file")
+    if len(content) > MOST_BYTES:
+        raise Unusable("too large")
+    image, width, height = _decode_jpeg(content, size, channels) or _decode_any(content, size, channels)
+    turn = _orientation(content)
+    if turn >= 5:
+        width, height = height, width
+    return Picture(np.ascontiguousarray(_TURNS[turn](image)), width, height)
+
+
+# EXIF orientation -> how to turn the stored picture upright; from 5 on rows and columns change places
+_TURNS = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image.transpose(1, 0, 2)[:, ::-1],
+    7: lambda image: image.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
+
+
+def _orientation(content: bytes) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    if b"Exif\0\0" not in content[: 2**17] and b"eXIf" not in content and b"EXIF" not in content:
+        return 1  # saves opening the file with Pillow
+    try:
+        found = _open(content).getexif().get(0x0112, 1)
+    except Exception:  # the picture was decoded; of a damaged EXIF block it is only not known how to turn it
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+        raise Unusable("too large", width, height)
+
+
+def _decode_jpeg(content: bytes, size: int, channels: int) -> tuple[np.ndarray, int, int] | None:
+    """A usual JPEG; None where it is something else or unusual and left to Pillow."""
+    if not content.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    if space not in ("YCbCr", "Gray", "RGB"):
+        return None
+    _check_size(width, height)
+    if content.count(b"\xff\xda") > MOST_SCANS:
+        raise Unusable("too large", width, height)
+    part = next((part for part in (8, 4, 2) if min(width, height) >= part * KEPT * size), 1)
+    try:
+        image = simplejpeg.decode_jpeg(
+            content,
+            "GRAY" if channels == 1 else "RGB",
+            min_height=-(-height // part),
+            min_width=-(-width // part),
+            strict=True,
+        )
+    except ValueError as error:
+        raise Unusable("truncated" if "Premature end" in str(error) else "damaged", width, height) from None
+    assert image.shape[:2] == (-(-height // part), -(-width // part)), (image.shape, height, width, part)
+    return resize(image, size, height / part, width / part), width, height
+
+
+def _decode_any(content: bytes, size: int, channels: int) -> tuple[np.ndarray, int, int]:
+    """Everything Pillow reads of FORMATS."""
+    picture = _open(content)
+    width, height = picture.size
+    _check_size(width, height)
+    try:
+        picture.load()
+        image = _to_rgb(picture)
+    except Exception as error:  # Pillow's decoders raise exceptions of every kind on damaged files
+        cut = any(
+            word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "broken data stream")
+        )
+        raise Unusable("truncated" if cut else "damaged", width, height) from None
+    small = resize(image, size)
+    return (small if channels == 3 else _to_grey(small)), width, height
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd headers; both are judged here
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise Unusable("too large") from None
+    except Exception:  # as above
+        raise Unusable("not an image") from None
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of any mode of Pillow."""
+    if picture.mode.startswith("I"):  # 16-bit grey
+        values = np.asarray(picture).astype(np.int64)
+        grey = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(white, picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _to_grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (H, W, 1) uint8, the luma of JPEG (ITU-R 601) in whole numbers."""
+    luma = image.astype(np.int64) @ np.array([19595, 38470, 7471]) + 32768
+    return (luma >> 16).astype(np.uint8)[:, :, None]
