@@ -65,13 +65,9 @@ def parse(doc: str, argv: Sequence[str] | None = None, kind: type[A] = Arguments
         if stop.code in (0, None):
             raise
         raise ValueError(_one_line(complaint.getvalue())) from None
-    if (
-        "://" not in arguments.out
-    ):  # a job's working folder is thrown away: relative paths are meant from where it was typed
-        arguments = dataclasses.replace(arguments, out=os.path.abspath(arguments.out))
-    if arguments.data and "://" not in arguments.data:
-        arguments = dataclasses.replace(arguments, data=os.path.abspath(arguments.data))
-    return arguments
+    return dataclasses.replace(
+        arguments, out=_absolute(arguments.out), data=arguments.data and _absolute(arguments.data)
+    )
 
 
 def entry(main: Callable[[], dict]) -> None:
@@ -89,6 +85,18 @@ def entry(main: Callable[[], dict]) -> None:
         raise SystemExit(2) from None
     sys.stderr.flush()
     print(json.dumps({**result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
+
+
+def _absolute(path: str) -> str:
+    """A path as the user meant it: relative to where the job was typed, which `jobs.submit` says to a job on this machine.
+
+    A job on a cluster runs in a copy of the code that Ray throws away; what it wrote there would be lost.
+    """
+    if "://" in path or os.path.isabs(path):
+        return path
+    if (folder := os.environ.get("CANVAS_FOLDER")) is None and "working_dir_files" in os.getcwd():
+        raise ValueError(f"a job's own folder is thrown away at its end: give the absolute path instead of {path}")
+    return os.path.abspath(os.path.join(folder or "", path))
 
 
 def _module_of(doc: str) -> str:

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 
 from pipeline import storage
 from pipeline.config import RunConfig, difference, to_dict
+from pipeline.tracking import PARENT, Tracker, tracking_uri
 
+EXPERIMENT = "caption-canvas"  # MLflow's experiment, for all runs
 STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
 
 # How a run is executed, not what it computes: a run may go on with other values
@@ -35,6 +37,11 @@ class Workspace:
     def stage(self, name: str) -> str:
         """Folder of a stage."""
         return storage.join(self.folder, name)
+
+    def tracker(self, stage: str) -> Tracker:
+        """The tracked run of a stage, or their parent's (stage "experiment"); MLFLOW_TRACKING_URI says where it is sent."""
+        folder = self.folder if stage == PARENT else self.stage(stage)
+        return Tracker.open(folder, EXPERIMENT, self.config.name, stage, tracking_uri())
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Workspace]:

@@ -159,9 +159,9 @@ class Tracker:
                 if down:
                     _say(f"MLflow at {self._uri} is back: {count} records sent")
                 wait, down = SEND_EVERY_S, False
-            except _unavailable() as error:
+            except unavailable() as error:
                 if not down:
-                    _say(f"MLflow at {self._uri} does not take records ({_brief(error)}): they are kept and sent later")
+                    _say(f"MLflow at {self._uri} does not take records ({brief(error)}): they are kept and sent later")
                 wait, down = min(max(2 * wait, SEND_EVERY_S), RETRY_AT_MOST_EVERY_S), True
             if last:
                 return
@@ -280,7 +280,7 @@ class Sender:
         self._run: dict[str, Any] | None = None  # uri, run_id, experiment_id, parent_id
 
     def send(self, wait: bool = True) -> int:
-        """Send the records that the server does not have; how many. What `_unavailable` names is raised.
+        """Send the records that the server does not have; how many. What `unavailable` names is raised.
 
         One process sends at a time; with wait=False nothing is sent when another one is at it.
         """
@@ -289,7 +289,7 @@ class Sender:
                 return 0
             try:
                 return self._send()
-            except _unavailable():
+            except unavailable():
                 self._run = None  # it may be gone: the next try looks for it again
                 raise
 
@@ -373,7 +373,7 @@ class Sender:
                 for record in records:
                     self._log_batch([record])
             else:
-                _say(f"MLflow refuses a record of {self._journal.folder} ({_brief(error)}): left out")
+                _say(f"MLflow refuses a record of {self._journal.folder} ({brief(error)}): left out")
 
     def _deleted(self) -> bool:
         """Whether a person has deleted the run meanwhile; then the next try makes a new one, with all records."""
@@ -458,14 +458,14 @@ def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
         yield True
 
 
-def _unavailable() -> tuple[type[Exception], ...]:
+def unavailable() -> tuple[type[Exception], ...]:
     """What a server that is down, slow or refusing raises in its client (requests' errors are OSErrors)."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException, OSError
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The cause in a few words: MLflow quotes whole chains of urllib3 errors."""
     text = " ".join(str(error).split())
     if named := re.search(r"Connection refused|[Tt]imed out|Name or service not known|Invalid Host header", text):

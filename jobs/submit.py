@@ -1,0 +1,141 @@
+"""Run a job on a Ray cluster from this folder, follow its log, and end with its exit code:
+
+    python -m jobs.submit experiment digits-demo --out out
+    python -m jobs.submit --no-wait train mnist-aligndraw --data data/mnist --out out --train.steps 200
+
+It is `ray job submit` (the command it runs is printed) and what that leaves open: the environment a job needs is passed
+explicitly, relative paths are meant from here when the cluster is this machine, a cluster that cannot be reached is one
+line, the log is followed to the job's end, and the exit code is the job's own instead of 1 for any failure.
+
+The cluster is RAY_API_SERVER_ADDRESS, else the one that `make up` started here. Uploaded is this folder less what
+.rayignore and .gitignore name: no data, no results, no secrets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from cluster import local
+from pipeline.tracking import git_commit
+
+JOBS = sorted(
+    path.stem
+    for path in Path(__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "arguments", "submit", "workspace")
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    surroundings = {**local.environment(), **os.environ}
+    address = _reachable(surroundings)
+    submission = options.id or f"{options.job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    ray = str(Path(sys.executable).with_name("ray"))
+    runtime = {"env_vars": environment(surroundings, address, options.env)}
+    command = [ray, "job", "submit", "--submission-id", submission, "--working-dir", str(local.ROOT)]
+    command += ["--runtime-env-json", json.dumps(runtime), *(["--no-wait"] if options.no_wait else [])]
+    command += ["--", "python", "-m", f"jobs.{options.job}", *options.arguments]
+    print(shlex.join(["ray", *command[1:]]), flush=True)
+    try:
+        code = subprocess.call(command, env=surroundings)
+        return code if options.no_wait else _exit_code(submission, ray, surroundings)
+    except KeyboardInterrupt:
+        print(f"\nThe job goes on. Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}")
+        return 130
+
+
+def environment(surroundings: dict[str, str], address: str, names: list[str]) -> dict[str, str]:
+    """The variables of a job: a job sees nothing of the environment it is submitted from."""
+    if missing := [name for name in names if name not in surroundings]:
+        raise ValueError(f"--env {missing[0]}: there is no such variable here; export it first")
+    variables = {
+        "CANVAS_COMMIT": git_commit(),
+        # workers report when a checkpoint is whole, and Ray looks for reports this often: its own 2 s would delay steps
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    }
+    if _is_here(address):
+        variables["CANVAS_FOLDER"] = os.getcwd()  # what relative paths are relative to
+    if uri := surroundings.get("MLFLOW_TRACKING_URI"):
+        variables["MLFLOW_TRACKING_URI"] = uri
+    return variables | {name: surroundings[name] for name in names}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
+    parser.add_argument("--id", help="submission id; a second job with the same id is refused")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on to the job")
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the job: see python -m jobs.JOB --help")
+    return parser
+
+
+def _reachable(surroundings: dict[str, str]) -> str:
+    """The address of a job server that answers and takes our token; ValueError says what is wrong instead."""
+    address = surroundings.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        raise ValueError("no Ray to submit to: start one here with `make up`, or set RAY_API_SERVER_ADDRESS")
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/version")
+    if token := _token(surroundings):
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            return address
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise ValueError(
+                f"Ray at {address} asks for its token (HTTP {error.code}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            ) from None
+        raise ValueError(f"{address} is no Ray job server (HTTP {error.code}): check RAY_API_SERVER_ADDRESS") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ValueError(
+            f"no Ray at {address} ({reason}): start it (`make up` here), or set RAY_API_SERVER_ADDRESS"
+        ) from None
+
+
+def _token(surroundings: dict[str, str]) -> str | None:
+    if token := surroundings.get("RAY_AUTH_TOKEN"):
+        return token
+    path = surroundings.get("RAY_AUTH_TOKEN_PATH")
+    return Path(path).read_text().strip() if path else None
+
+
+def _is_here(address: str) -> bool:
+    return urllib.parse.urlparse(address).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _exit_code(submission: str, ray: str, surroundings: dict[str, str]) -> int:
+    """The job's own exit code, once it has ended: the log's connection may break before."""
+    os.environ.update({name: value for name, value in surroundings.items() if name.startswith("RAY_")})
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(surroundings["RAY_API_SERVER_ADDRESS"])
+    while not (job := client.get_job_info(submission)).status.is_terminal():
+        subprocess.call([ray, "job", "logs", "--follow", submission], env=surroundings)
+        time.sleep(1)
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.driver_exit_code is None:  # it never ran
+        print(f"error: job {submission} {job.status.lower()}: {job.message}", file=sys.stderr)
+    return job.driver_exit_code or 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,44 @@
+"""Send to MLflow what its server missed while it was down, of every run in a folder:
+
+    python -m jobs.sync --out out
+
+Every stage keeps its records in a journal (pipeline/tracking.py). The next stage sends what is left; this job is for runs
+that have no next stage, and for another server: MLFLOW_TRACKING_URI, else the server that `make up` started here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from cluster import local
+from jobs.arguments import entry
+from pipeline import storage, tracking
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Sends what is unsent; {"uri", "records"}."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.sync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="out", help="the folder that the jobs were given")
+    out = parser.parse_args(argv).out
+    uri = tracking.tracking_uri() or local.environment().get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        raise ValueError("no MLflow to send to: set MLFLOW_TRACKING_URI, or start one here with `make up`")
+    out = out if storage.is_remote(out) else os.path.abspath(out)
+    folder = storage.join(out, "runs")
+    runs = storage.listing(folder)
+    if not runs:
+        raise ValueError(f"{folder} has no runs: give --out as the jobs had it")
+    try:
+        counts = {name: tracking.sync(storage.join(folder, name), uri) for name in runs}
+    except tracking.unavailable() as error:
+        raise ValueError(f"MLflow at {uri} does not take records ({tracking.brief(error)}); nothing is lost") from None
+    for name, count in counts.items():
+        print(f"{name}: {count} records sent" if count else f"{name}: all records were there")
+    return {"uri": uri, "records": sum(counts.values())}
+
+
+if __name__ == "__main__":
+    entry(main)
