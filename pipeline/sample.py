@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,3 +141,4 @@ class Generated:
     images: Tensor  # (B, C, H, W) in [0, 1]
     canvases: Tensor | None = None  # (T, B, C, H, W) in [0, 1], the drawing after each step
     alignments: Tensor | None = None  # (T, B, N), weight of each word at each step, rows sum to 1
+    sharpened: Tensor | None = None  # (B, C, H, W) in [0, 1], the images after the sharpener

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from pyarrow import fs
 
-PART = ".part"  # a temporary file's name starts with its target's and ends "<pid>.part": never read, swept by `sweep`
+PART = ".part"  # temporary files are called <target>.<host>.<pid>.<random>.part: never read, removed by `sweep`
+STALE_S = 6 * 3600.0  # another machine's temporary file that nobody wrote to for so long was left by a dead process
 
 
 def is_remote(path: str | Path) -> bool:
@@ -62,10 +65,21 @@ def size_of(path: str | Path) -> int:
     return filesystem.get_file_info(name).size
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """The whole file; FileNotFoundError if it is not there."""
+def sizes(folder: str | Path) -> dict[str, int]:
+    """Names right under a folder and their bytes, from one listing; temporary files and folders are left out."""
+    filesystem, name = resolve(folder)
+    found = filesystem.get_file_info(fs.FileSelector(name, allow_not_found=True))
+    return {i.base_name: i.size for i in found if i.type == fs.FileType.File and not i.base_name.endswith(PART)}
+
+
+def read_bytes(path: str | Path, limit: int | None = None) -> bytes:
+    """The whole file; FileNotFoundError if it is not there, ValueError, before reading, if it has more than `limit` bytes."""
     filesystem, name = resolve(path)
     with filesystem.open_input_file(name) as file:
+        if limit is not None and file.size() > limit:
+            raise ValueError(
+                f"{path} has {file.size():,} bytes, at most {limit:,} are allowed: it is damaged or not ours"
+            )
         return file.read()
 
 
@@ -90,7 +104,7 @@ def publishing(path: str | Path) -> Iterator[Path]:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}{PART}")
+    part = target.with_name(f"{target.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
     try:
         yield part
         with open(part, "rb+") as file:
@@ -145,16 +159,53 @@ def sweep(folder: str | Path) -> list[str]:
     """Remove temporary files left in a folder by processes that are gone; returns their names."""
     if is_remote(folder) or not os.path.isdir(folder):
         return []
-    gone = [part for part in Path(folder).glob(f"*{PART}") if not _alive(part)]
+    gone = [part for part in Path(folder).glob(f"*{PART}") if _abandoned(part)]
     for part in gone:
         part.unlink(missing_ok=True)
     return sorted(part.name for part in gone)
 
 
-def _alive(part: Path) -> bool:
-    """Whether the process that writes a temporary file still runs (on this machine)."""
-    pid = part.name.removesuffix(PART).rpartition(".")[2]
-    return pid.isdigit() and os.path.exists(f"/proc/{pid}")
+@contextlib.contextmanager
+def locked(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold a local lock file, one process at a time; `busy` is called with the holder while another has it.
+
+    `busy` may raise to give up; when it returns, the lock is tried again after a second. The kernel frees the lock when
+    its holder dies, however that happens. An object store has no locks: there this holds nothing.
+    """
+    if is_remote(path):
+        yield
+        return
+    import fcntl
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                busy(file.read().strip() or "another process")
+                time.sleep(1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {_host()}")
+        file.flush()
+        yield
+
+
+def _host() -> str:
+    """This machine's name without dots, which separate the parts of a temporary file's name."""
+    return os.uname().nodename.replace(".", "-")
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether nobody writes a temporary file any more: its process is gone, or, on another machine, silent for hours."""
+    words = part.name.split(".")
+    with contextlib.suppress(FileNotFoundError):
+        if len(words) >= 5 and words[-4] == _host() and words[-3].isdigit():
+            return not os.path.exists(f"/proc/{words[-3]}")
+        return time.time() - part.stat().st_mtime > STALE_S
+    return False  # another sweep was faster
 
 
 def _upload(local: Path, path: str | Path) -> None:

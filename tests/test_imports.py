@@ -24,7 +24,7 @@ ALLOWED = {
     "recipes": {"config"},
     "sources": {"sample", "config"},
     "text": {"sample"},
-    "shards": {"sample"},
+    "shards": {"sample", "config"},
     "loading": {"shards", "text", "sample", "config"},
     "models": {"sample", "config"},
     "generate": {"models", "sample"},

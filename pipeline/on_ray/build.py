@@ -1,0 +1,214 @@
+"""A source -> a finished data set, by Ray tasks: one task a shard, and nothing but small results comes back.
+
+Whatever is killed, and whenever, a second run finishes the job: tasks publish whole files whose bytes depend on config and
+source alone, so the driver asks the folder, not its memory, what is done. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline import storage
+from pipeline.config import DatasetConfig
+from pipeline.sample import SPLITS, Manifest, ShardPlan
+from pipeline.shards.manifest import (
+    MANIFEST,
+    VOCABULARY,
+    accepted_captions,
+    commit,
+    dataset_folder,
+    describe,
+    load_manifest,
+    merge_samples,
+    records,
+)
+from pipeline.shards.write import RECORDS, FinishedShard, Source, fits, write_shard
+from pipeline.sources import open_source
+from pipeline.text.vocabulary import Vocabulary
+
+RETRIES = 3  # of a task that raised OSError or whose process died
+GIVE_UP = 10  # failed shards after which no new ones are started: it is not the shards
+PROGRESS_S = 5.0
+Write = Callable[[str, ShardPlan, Source], FinishedShard]
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task sends back."""
+
+    inputs: int
+    skipped: dict[str, int]  # reason -> rejected inputs
+    failure: str = ""  # why the shard was not written, where trying again at once cannot help
+
+
+def build_dataset(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
+    """Shard the source that the config names; on a Ray that is running. Does only what is not done yet."""
+    source = open_source(config, data)
+    folder = dataset_folder(out, config, source.digest)
+    with _alone(folder, log):
+        return build_shards(config, source, folder, log)
+
+
+def build_shards(config: DatasetConfig, source: Source, folder: str, log: Log = print) -> Manifest:
+    """All shards of an opened source in `folder`, then the files beside them."""
+    if storage.exists(storage.join(folder, MANIFEST)):
+        try:
+            manifest = load_manifest(folder)
+            log(f"{folder} is finished: {len(manifest.shards):,} shards")
+            return manifest
+        except ValueError as error:
+            log(f"{error}; building it again from the shards that are whole")
+    describe(folder, config, source.digest, source.facts)
+    for place in (folder, storage.join(folder, RECORDS)):
+        storage.make_folder(place)
+        if swept := storage.sweep(place):
+            log(f"removed {len(swept)} unfinished files that a stopped run left in {place}")
+    plans = sorted(source.plan, key=lambda plan: plan.name)
+    todo, done = unfinished(folder, plans)
+    if done.inputs:
+        log(f"{len(plans) - len(todo)} of {len(plans)} shards are there from an earlier run")
+    run_tasks(write_shard, folder, todo, source, done, log)
+    return _finish(config, folder, plans, log)
+
+
+def unfinished(folder: str, plans: Sequence[ShardPlan]) -> tuple[list[ShardPlan], Outcome]:
+    """The plans whose shards are still to be written, and the sum of the others."""
+    there, todo, inputs, skipped = storage.sizes(folder), [], 0, Counter()
+    for plan, finished in zip(plans, records(folder, plans), strict=True):
+        if finished is None or not fits(finished, plan) or there.get(finished.record.name, 0) != finished.record.bytes:
+            todo.append(plan)
+        else:
+            inputs += len(plan)
+            skipped.update(finished.record.skipped)
+    return todo, Outcome(inputs, dict(skipped))
+
+
+def run_tasks(write: Write, folder: str, todo: Sequence[ShardPlan], source: Source, done: Outcome, log: Log) -> None:
+    """Write shards by tasks, few of them in flight; OSError names those that failed after their retries.
+
+    A programming error stops everything at once with its own traceback.
+    """
+    if not todo:
+        return
+    shared = ray.put(source)  # once, not with every task
+    task = ray.remote(_write).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])
+    in_flight = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    progress = Progress(len(todo), sum(map(len, todo)), sum(done.skipped.values()), log)
+    waiting, running, failed = list(reversed(todo)), {}, {}
+    try:
+        while running or (waiting and len(failed) < GIVE_UP):
+            while waiting and len(running) < in_flight and len(failed) < GIVE_UP:
+                plan = waiting.pop()
+                running[task.remote(write, folder, plan, shared)] = plan
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=PROGRESS_S)
+            for reference in ready:
+                plan = running.pop(reference)
+                outcome = _result(reference)
+                if outcome.failure:
+                    failed[plan.name] = outcome.failure
+                progress.add(outcome)
+            progress.show()
+    finally:
+        for reference in running:  # left only when something unforeseen was raised
+            ray.cancel(reference, force=True)
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(failed.items())[:GIVE_UP])
+        raise OSError(
+            f"{len(failed)} of {len(todo)} shards failed ({reasons}); {progress.shards} were written: "
+            "mend the cause and run the job again, it does only what is missing"
+        )
+    progress.show(last=True)
+
+
+def _write(write: Write, folder: str, plan: ShardPlan, source: Source) -> Outcome:
+    """The body of a task. A full disk is not tried again: it stays full."""
+    try:
+        finished = write(folder, plan, source)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Outcome(0, {}, f"no space left for {folder}")
+        raise
+    return Outcome(len(plan), dict(finished.record.skipped))
+
+
+def _result(reference: ray.ObjectRef) -> Outcome:
+    """What a task returned, or why it failed after its retries; programming errors are raised."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if not isinstance(error.cause, OSError | ValueError):
+            raise
+        return Outcome(0, {}, " ".join(str(error.cause).split()))
+    except RayError as error:  # its process died again and again
+        return Outcome(0, {}, str(error).split("\n")[0])
+
+
+class Progress:
+    """One plain line every few seconds."""
+
+    def __init__(self, shards: int, inputs: int, rejected: int, log: Log) -> None:
+        self.all_shards, self.all_inputs, self.rejected, self.log = shards, inputs, rejected, log
+        self.shards = self.inputs = 0
+        self.started = self.shown = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        self.shards += not outcome.failure
+        self.inputs += outcome.inputs
+        self.rejected += sum(outcome.skipped.values())
+
+    def show(self, last: bool = False) -> None:
+        now = time.monotonic()
+        if not last and now - self.shown < PROGRESS_S:
+            return
+        self.shown = now
+        rate = self.inputs / max(now - self.started, 1e-9)
+        left = f"{(self.all_inputs - self.inputs) / rate:,.0f} s left" if rate else "time left not known yet"
+        self.log(
+            f"shards {self.shards:,}/{self.all_shards:,}, {rate:,.0f} samples/s, {self.rejected:,} rejected, "
+            + (f"done in {now - self.started:,.1f} s" if last else left)
+        )
+
+
+def _finish(config: DatasetConfig, folder: str, plans: Sequence[ShardPlan], log: Log) -> Manifest:
+    """The files beside the tars, the manifest last; ValueError if too many inputs were rejected."""
+    shards = merge_samples(folder, plans)
+    _, done = unfinished(folder, plans)
+    rejected = sum(done.skipped.values())
+    reasons = ", ".join(
+        f"{reason} {count:,}" for reason, count in sorted(done.skipped.items(), key=lambda item: -item[1])
+    )
+    if rejected > config.max_rejected * done.inputs:
+        raise ValueError(
+            f"{rejected:,} of {done.inputs:,} inputs were rejected ({reasons}), more than the share "
+            f"--dataset.max-rejected {config.max_rejected:g}: mend the data, or allow more; --report lists them"
+        )
+    if missing := [split for split in SPLITS if not any(shard.split == split for shard in shards)]:
+        raise ValueError(f"split {', '.join(missing)} has no usable sample: each of {', '.join(SPLITS)} needs one")
+    vocabulary = Vocabulary.build(accepted_captions(folder, "train"))
+    storage.publish_text(storage.join(folder, VOCABULARY), vocabulary.to_json())
+    manifest = commit(folder, shards)
+    log(
+        f"{folder}: {len(shards):,} shards, {sum(shard.samples for shard in shards):,} samples, {len(vocabulary):,} words"
+        + (f", {rejected:,} rejected ({reasons})" if rejected else "")
+    )
+    return manifest
+
+
+def _alone(folder: str, log: Log):
+    """One build of a data set at a time on this machine; others wait and then find it done."""
+    said = []
+
+    def busy(holder: str) -> None:
+        if not said or time.monotonic() - said[-1] > 30:
+            log(f"waiting for {holder}, which builds {folder}")
+            said.append(time.monotonic())
+
+    return storage.locked(f"{folder}.lock", busy)

@@ -1,0 +1,203 @@
+"""One planned shard of a source -> one tar and, after it, one small file that says the tar is whole.
+
+    <data set>/train-00003.tar            the samples
+    <data set>/records/train-00003.json   its ShardRecord and the fate of every input; written when the tar is there
+
+Both appear whole or not at all (storage.publish_bytes) and depend on source and config alone. So a task may be killed and
+repeated, or run twice at once: a shard whose record fits its plan and its tar is done, any other is written again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan, ShardRecord
+from pipeline.shards.members import KEY, MAX_TEXT, member_bytes, split_tar, tar_of
+
+RECORDS = "records"
+ACCEPTED = "ok"  # the status of an input that became a sample
+MAX_RECORD = 2**28  # bytes of a record file
+
+
+class Source(Protocol):
+    """What is needed of a source to write its shards."""
+
+    def read(self, plan: ShardPlan) -> Iterable[Sample | Rejected]:
+        """One item for each input of the plan, in order."""
+
+
+class Fate(NamedTuple):
+    """What happened to one input: a row of the status table."""
+
+    key: str
+    status: str  # ACCEPTED or the reason
+    width: int  # of the original image, pixels; 0: not known
+    height: int
+    captions: tuple[str, ...]  # as kept
+    source: str
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """What a record file holds: the tar's record, and the fate of every input in the plan's order."""
+
+    record: ShardRecord
+    fates: tuple[Fate, ...]
+
+    def rejected(self) -> list[int]:
+        """Places of the inputs that could not be used."""
+        return [place for place, fate in enumerate(self.fates) if fate.status != ACCEPTED]
+
+
+Entry = tuple[Fate, bytes]  # an input's fate and its part of the tar, empty if it was rejected
+
+
+def write_shard(folder: str, plan: ShardPlan, source: Source) -> FinishedShard:
+    """Write one shard below the data set's folder. The same plan and source give the same bytes."""
+    return _finish(folder, plan, map(_entry, source.read(plan)))
+
+
+def retry_shard(folder: str, plan: ShardPlan, source: Source) -> FinishedShard:
+    """Read only the rejected inputs of a finished shard again; the samples that are there keep their bytes.
+
+    The result is that of `write_shard` with the source as it is now, as long as it still gives what it gave before.
+    """
+    before = read_record(folder, plan.name)
+    if not fits(before, plan):
+        raise ValueError(f"shard {plan.name} was made from other inputs: build the data set again")
+    content = _read_tar(folder, before.record)
+    # another tar under the old record must not be taken for done if this is killed half way
+    storage.delete(record_path(folder, plan.name))
+    return _finish(folder, plan, _retried(before, content, plan, source))
+
+
+def _retried(before: FinishedShard, content: bytes, plan: ShardPlan, source: Source) -> Iterator[Entry]:
+    parts = split_tar(content) if content else {}
+    for place, fate in enumerate(before.fates):
+        if fate.status == ACCEPTED:
+            yield fate, parts[fate.key]
+            continue
+        at = plan.start + place
+        one = dataclasses.replace(plan, start=at, stop=at + 1, rows=plan.rows[place : place + 1])
+        yield from map(_entry, source.read(one))
+
+
+def _entry(item: Sample | Rejected) -> Entry:
+    if isinstance(item, Sample) and (reason := _unusable(item)) is None:
+        return Fate(item.key, ACCEPTED, *item.original, item.captions, item.source), member_bytes(item)
+    width, height = item.original if isinstance(item, Sample) else (item.width, item.height)
+    reason = reason if isinstance(item, Sample) else item.reason
+    readable = (text.encode("utf-8", "replace").decode() for text in (*item.captions, item.source))
+    *captions, source = readable
+    return Fate(item.key, reason, width, height, tuple(captions), source), b""
+
+
+def _unusable(sample: Sample) -> str | None:
+    """Why a sample cannot be stored, or None. What a source promises is asserted: that is our mistake, not the data's."""
+    image = sample.image
+    assert KEY.fullmatch(sample.key), f"key {sample.key!r}: letters, digits, - and _ are allowed, at most 90"
+    assert image.dtype == np.uint8 and image.ndim == 3, f"{sample.key}: image is {image.dtype} {image.shape}"
+    if not sample.captions:
+        return "no captions"
+    try:
+        size = sum(len(text.encode()) for text in (*sample.captions, sample.source))
+    except UnicodeEncodeError:
+        return "caption is not valid text"
+    # as json a character takes at most 6 times its bytes
+    return "captions are too long" if 6 * size > MAX_TEXT // 2 else None
+
+
+def _finish(folder: str, plan: ShardPlan, entries: Iterable[Entry]) -> FinishedShard:
+    """Publish the tar, then its record."""
+    fates, parts = zip(*entries, strict=True)
+    assert plan.split in SPLITS and len(fates) == len(plan), (
+        f"{plan.name}: {len(fates)} of {len(plan)} inputs were read"
+    )
+    assert len({fate.key for fate in fates}) == len(fates), f"{plan.name}: two inputs have the same key"
+    accepted = [fate for fate in fates if fate.status == ACCEPTED]
+    content = tar_of(parts) if accepted else b""
+    captions = tuple(len(fate.captions) for fate in accepted)
+    record = ShardRecord(
+        name=f"{plan.name}.tar",
+        split=plan.split,
+        samples=len(accepted),
+        pairs=sum(captions),
+        captions=captions,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        skipped=dict(sorted(Counter(fate.status for fate in fates if fate.status != ACCEPTED).items())),
+    )
+    finished = FinishedShard(record, fates)
+    if accepted:  # an empty tar is none: WebDataset fails on it
+        storage.publish_bytes(storage.join(folder, record.name), content)
+    storage.publish_text(record_path(folder, plan.name), _to_text(finished))
+    return finished
+
+
+def record_path(folder: str, name: str) -> str:
+    return storage.join(folder, RECORDS, f"{name}.json")
+
+
+def _to_text(finished: FinishedShard) -> str:
+    columns = dict(zip(Fate._fields, zip(*finished.fates, strict=True), strict=True))
+    values = {"record": dataclasses.asdict(finished.record), "inputs": columns}
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_record(folder: str, name: str) -> FinishedShard:
+    """The record of a shard; FileNotFoundError if it is not finished, ValueError if the file is damaged."""
+    path = record_path(folder, name)
+    try:
+        values = json.loads(storage.read_bytes(path, limit=MAX_RECORD))
+        record = record_of(values["record"])
+        columns = [values["inputs"][field] for field in Fate._fields]
+        fates = tuple(Fate(*row)._replace(captions=tuple(row[4])) for row in zip(*columns, strict=True))
+        accepted = tuple(len(fate.captions) for fate in fates if fate.status == ACCEPTED)
+        if accepted != record.captions:
+            raise ValueError("its inputs do not add up to its record")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and the shard is built again") from None
+    return FinishedShard(record, fates)
+
+
+def record_of(values: Mapping) -> ShardRecord:
+    """A ShardRecord from a plain dict; ValueError unless it is complete and adds up."""
+    try:
+        record = ShardRecord(**{**values, "captions": tuple(values["captions"]), "skipped": dict(values["skipped"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no record of a shard: {error}") from None
+    counts = (record.samples, record.pairs, record.bytes, *record.captions, *record.skipped.values())
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"record of {record.name!r}: counts are whole numbers from 0")
+    texts = (record.name, record.split, record.sha256, *record.skipped)
+    if not all(isinstance(text, str) for text in texts) or not KEY.fullmatch(record.name.removesuffix(".tar")):
+        raise ValueError(f"record of {record.name!r}: not the name of a shard")
+    if record.split not in SPLITS or len(record.sha256) != 64 or record.sha256.strip("0123456789abcdef"):
+        raise ValueError(f"record of {record.name}: split {record.split!r}, sha256 {record.sha256[:80]!r}")
+    if len(record.captions) != record.samples or sum(record.captions) != record.pairs or 0 in record.captions:
+        raise ValueError(f"record of {record.name}: its captions do not add up to its samples and pairs")
+    return record
+
+
+def fits(finished: FinishedShard, plan: ShardPlan) -> bool:
+    """Whether a record was made from the inputs of this plan."""
+    record = finished.record
+    return (record.name, record.split, len(finished.fates)) == (f"{plan.name}.tar", plan.split, len(plan))
+
+
+def _read_tar(folder: str, record: ShardRecord) -> bytes:
+    """The tar of a record, checked; empty if the shard has no samples."""
+    path = storage.join(folder, record.name)
+    content = storage.read_bytes(path, limit=record.bytes) if record.samples else b""
+    if hashlib.sha256(content).hexdigest() != record.sha256:
+        raise ValueError(f"shard {path} does not match its record: build the data set again, then retry")
+    return content
