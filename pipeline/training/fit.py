@@ -10,9 +10,8 @@ global batch), the learning rate and the weight of the KL term to the step, and 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig
 from pipeline.models.base import noise_rows
 from pipeline.sample import Batch, Terms
+from pipeline.training.meter import Meter
 from pipeline.training.optim import clip_gradients, gradient_norms, learning_rate, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.state import TrainState
 
 NOISE = 1  # second seed of training's noise; validation's is 2
-SAY_EVERY_S = 5.0
 
 
 class NotFinite(ValueError):
@@ -63,7 +62,7 @@ def fit(
     """
     state.model.train()
     network = ranks.wrap(state.model)
-    meter, steps = Meter(config, state.step), config.steps
+    meter, steps = Meter(config.steps, config.batch, state.step, _headline), config.steps
     reason = _end(state, config)
     while reason is None:
         waited = time.perf_counter()
@@ -91,7 +90,18 @@ def fit(
                 )
         reason = _end(state, config) or ("stopped" if stopping else None)
         if ranks.first and (reason or state.step % config.log_every == 0):
-            log({**meter.metrics(), "train/gradient_norm": norm}, state.step)
+            losses = meter.take()
+            log(
+                {
+                    "train/bound": -sum(losses.values()),
+                    **{f"train/{name}": loss for name, loss in losses.items()},
+                    "train/gradient_norm": norm,
+                    "train/lr": learning_rate(config, state.step - 1),
+                    "train/kl_weight": kl_weight(config, state.step - 1),
+                    **meter.speed(),
+                },
+                state.step,
+            )
         if ranks.first and (line := meter.line(last=reason is not None)):
             say(line)
         if reason or better or state.step % config.save_every == 0:
@@ -157,91 +167,10 @@ def kl_weight(config: TrainConfig, step: int) -> float:
     return min(1.0, 0.1 + 0.9 * step / rise) if rise else 1.0
 
 
-class Meter:
-    """Counts and times steps, for the metrics and for the line a person watches."""
-
-    def __init__(self, config: TrainConfig, step: int):
-        self.config, self.first, self.steps = config, step, 0
-        self.waited = 0.0  # seconds without a batch to work on
-        self._away = 0.0  # seconds in saving and validation
-        self._start = self._said = time.perf_counter()
-        self._logged, self._shown = _Mean(), _Mean()
-
-    def add(self, sums: dict[str, float]) -> None:
-        """The mean losses of one more global batch."""
-        self.steps += 1
-        self._logged.add(sums)
-        self._shown.add(sums)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in this block does not count as training."""
-        start = time.perf_counter()
-        yield
-        self._away += time.perf_counter() - start
-
-    @property
-    def seconds(self) -> float:
-        return max(1e-9, time.perf_counter() - self._start - self._away)
-
-    @property
-    def images_per_s(self) -> float:
-        return self.steps * self.config.batch / self.seconds
-
-    def metrics(self) -> dict[str, float]:
-        """Means since the last call."""
-        means = self._logged.take()
-        step = self.first + self.steps - 1
-        return {
-            "train/bound": -sum(means.values()),
-            **{f"train/{name}": value for name, value in means.items()},
-            "train/lr": learning_rate(self.config, step),
-            "train/kl_weight": kl_weight(self.config, step),
-            "train/images_per_s": self.images_per_s,
-            "train/waiting_for_data": self.waited / self.seconds,
-        }
-
-    def line(self, last: bool = False) -> str | None:
-        """The progress line, about every five seconds and at the end; None in between."""
-        now = time.perf_counter()
-        if not last and now - self._said < SAY_EVERY_S:
-            return None
-        self._said = now
-        means, step = self._shown.take(), self.first + self.steps
-        left = (self.config.steps - step) * self.config.batch / self.images_per_s
-        parts = [
-            f"step {step}/{self.config.steps}",
-            f"{self.images_per_s:.4g} images/s",
-            f"bound {-sum(means.values()):.2f} nats",
-        ]
-        parts += [f"KL {means['kl']:.2f}"] if "kl" in means else []
-        return ", ".join([*parts, f"{duration(left)} left"])
-
-
-class _Mean:
-    """Running means by name."""
-
-    def __init__(self) -> None:
-        self.sums, self.count = Counter(), 0
-
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.sums[name] += value
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """The means, and a fresh start."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.sums, self.count = Counter(), 0
-        return means
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+def _headline(losses: dict[str, float]) -> str:
+    """What a progress line says of the losses since the one before."""
+    kl = f", KL {losses['kl']:.2f}" if "kl" in losses else ""
+    return f"bound {-sum(losses.values()):.2f} nats{kl}"
 
 
 def _end(state: TrainState, config: TrainConfig) -> Literal["finished", "early"] | None:
