@@ -65,9 +65,7 @@ def parse(doc: str, argv: Sequence[str] | None = None, kind: type[A] = Arguments
         if stop.code in (0, None):
             raise
         raise ValueError(_one_line(complaint.getvalue())) from None
-    return dataclasses.replace(
-        arguments, out=_absolute(arguments.out), data=arguments.data and _absolute(arguments.data)
-    )
+    return dataclasses.replace(arguments, out=absolute(arguments.out), data=arguments.data and absolute(arguments.data))
 
 
 def entry(main: Callable[[], dict]) -> None:
@@ -87,7 +85,7 @@ def entry(main: Callable[[], dict]) -> None:
     print(json.dumps({**result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
     """A path as the user meant it: relative to where the job was typed, which `jobs.submit` says to a job on this machine.
 
     A job on a cluster runs in a copy of the code that Ray throws away; what it wrote there would be lost.

@@ -3,9 +3,10 @@
     python -m jobs.submit experiment digits-demo --out out
     python -m jobs.submit --no-wait train mnist-aligndraw --data data/mnist --out out --train.steps 200
 
-It is `ray job submit` (the command it runs is printed) and what that leaves open: the environment a job needs is passed
+It runs `ray job submit` (the command is printed) and adds what that leaves open: the environment a job needs is passed
 explicitly, relative paths are meant from here when the cluster is this machine, a cluster that cannot be reached is one
-line, the log is followed to the job's end, and the exit code is the job's own instead of 1 for any failure.
+line, the log is followed to the job's end also when its connection breaks, and the exit code is the job's own instead of
+1 for any failure.
 
 The cluster is RAY_API_SERVER_ADDRESS, else the one that `make up` started here. Uploaded is this folder less what
 .rayignore and .gitignore name: no data, no results, no secrets.
@@ -14,7 +15,9 @@ The cluster is RAY_API_SERVER_ADDRESS, else the one that `make up` started here.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -40,15 +43,21 @@ def main(argv: list[str] | None = None) -> int:
     surroundings = {**local.environment(), **os.environ}
     address = _reachable(surroundings)
     submission = options.id or f"{options.job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    ray = str(Path(sys.executable).with_name("ray"))
     runtime = {"env_vars": environment(surroundings, address, options.env)}
-    command = [ray, "job", "submit", "--submission-id", submission, "--working-dir", str(local.ROOT)]
-    command += ["--runtime-env-json", json.dumps(runtime), *(["--no-wait"] if options.no_wait else [])]
+    command = ["ray", "job", "submit", "--no-wait", "--submission-id", submission, "--working-dir", str(local.ROOT)]
+    command += ["--runtime-env-json", json.dumps(runtime)]
     command += ["--", "python", "-m", f"jobs.{options.job}", *options.arguments]
-    print(shlex.join(["ray", *command[1:]]), flush=True)
+    print(shlex.join(command), flush=True)
+    command[0] = str(Path(sys.executable).with_name("ray"))
+    accepted = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if accepted.returncode:
+        raise ValueError(f"Ray at {address} did not accept the job: {accepted.stdout.strip()[-1000:]}")
+    if options.no_wait:
+        print(f"Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}")
+        return 0
+    os.environ.update({name: value for name, value in surroundings.items() if name.startswith("RAY_")})
     try:
-        code = subprocess.call(command, env=surroundings)
-        return code if options.no_wait else _exit_code(submission, ray, surroundings)
+        return asyncio.run(_follow(address, submission))
     except KeyboardInterrupt:
         print(f"\nThe job goes on. Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}")
         return 130
@@ -117,20 +126,28 @@ def _is_here(address: str) -> bool:
     return urllib.parse.urlparse(address).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _exit_code(submission: str, ray: str, surroundings: dict[str, str]) -> int:
-    """The job's own exit code, once it has ended: the log's connection may break before."""
-    os.environ.update({name: value for name, value in surroundings.items() if name.startswith("RAY_")})
+async def _follow(address: str, submission: str) -> int:
+    """Print a job's log as it grows; its exit code once it has ended."""
     from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(surroundings["RAY_API_SERVER_ADDRESS"])
-    while not (job := client.get_job_info(submission)).status.is_terminal():
-        subprocess.call([ray, "job", "logs", "--follow", submission], env=surroundings)
-        time.sleep(1)
-    if job.status == "SUCCEEDED":
-        return 0
-    if job.driver_exit_code is None:  # it never ran
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    client, printed = JobSubmissionClient(address), 0
+    while True:
+        read = 0  # the log begins anew on every connection
+        try:
+            async for text in client.tail_job_logs(submission):
+                print(text[max(0, printed - read) :], end="", flush=True)
+                read += len(text)
+                printed = max(printed, read)
+        except (OSError, RuntimeError) as error:
+            print(f"[the log's connection broke: {error}; connecting again]", file=sys.stderr)
+        if (job := client.get_job_info(submission)).status.is_terminal():
+            break
+        await asyncio.sleep(1)
+    print(client.get_job_logs(submission)[printed:], end="", flush=True)
+    if job.status != "SUCCEEDED" and job.driver_exit_code is None:  # it never ran, or was stopped
         print(f"error: job {submission} {job.status.lower()}: {job.message}", file=sys.stderr)
-    return job.driver_exit_code or 1
+    return 0 if job.status == "SUCCEEDED" else job.driver_exit_code or 1
 
 
 if __name__ == "__main__":

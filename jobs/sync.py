@@ -9,10 +9,9 @@ that have no next stage, and for another server: MLFLOW_TRACKING_URI, else the s
 from __future__ import annotations
 
 import argparse
-import os
 
 from cluster import local
-from jobs.arguments import entry
+from jobs.arguments import absolute, entry
 from pipeline import storage, tracking
 
 
@@ -22,12 +21,10 @@ def main(argv: list[str] | None = None) -> dict:
         prog="python -m jobs.sync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default="out", help="the folder that the jobs were given")
-    out = parser.parse_args(argv).out
+    folder = storage.join(absolute(parser.parse_args(argv).out), "runs")
     uri = tracking.tracking_uri() or local.environment().get("MLFLOW_TRACKING_URI")
     if uri is None:
         raise ValueError("no MLflow to send to: set MLFLOW_TRACKING_URI, or start one here with `make up`")
-    out = out if storage.is_remote(out) else os.path.abspath(out)
-    folder = storage.join(out, "runs")
     runs = storage.listing(folder)
     if not runs:
         raise ValueError(f"{folder} has no runs: give --out as the jobs had it")
