@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -21,6 +22,7 @@ from PIL import Image
 
 from pipeline.sources.resize import resize
 
+JPEG = b"\xff\xd8\xff"  # how every JPEG starts
 MOST_BYTES = 64 * 2**20  # of a file
 MOST_PIXELS = 2**26  # 8192 x 8192: below 1 GB of memory while it is resized
 LONGEST_SIDE = 2**14
@@ -72,7 +74,7 @@ _TURNS = {
 
 def _orientation(content: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if b"Exif\0\0" not in content[: 2**17] and b"eXIf" not in content and b"EXIF" not in content:
+    if content.startswith(JPEG) and not _jpeg_markers(content).exif:
         return 1  # saves opening the file with Pillow
     try:
         found = _open(content).getexif().get(0x0112, 1)
@@ -86,9 +88,33 @@ def _check_size(width: int, height: int) -> None:
         raise Unusable("too large", width, height)
 
 
+class _Markers(NamedTuple):
+    """What the segments before a JPEG's pixels tell."""
+
+    exif: bool
+    one_scan: bool  # all components come in the first scan and the decoder stops after it
+
+
+def _jpeg_markers(content: bytes) -> _Markers:
+    at, exif, components, sequential = 2, False, 0, False
+    while at + 10 <= len(content) and content[at] == 0xFF:
+        kind, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
+        if kind == 0xFF:  # fill byte
+            at += 1
+            continue
+        if kind == 0xDA:
+            return _Markers(exif, sequential and content[at + 4] == components)
+        if kind == 0xE1:
+            exif = exif or content.startswith(b"Exif", at + 4)
+        if kind in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA):
+            components, sequential = content[at + 9], kind in (0xC0, 0xC1, 0xC9)
+        at += 2 + length
+    return _Markers(exif, False)
+
+
 def _decode_jpeg(content: bytes, size: int, channels: int) -> tuple[np.ndarray, int, int] | None:
     """A usual JPEG; None where it is something else or unusual and left to Pillow."""
-    if not content.startswith(b"\xff\xd8\xff"):
+    if not content.startswith(JPEG):
         return None
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(content)
@@ -97,7 +123,7 @@ def _decode_jpeg(content: bytes, size: int, channels: int) -> tuple[np.ndarray, 
     if space not in ("YCbCr", "Gray", "RGB"):
         return None
     _check_size(width, height)
-    if content.count(b"\xff\xda") > MOST_SCANS:
+    if not _jpeg_markers(content).one_scan and content.count(b"\xff\xda") > MOST_SCANS:
         raise Unusable("too large", width, height)
     part = next((part for part in (8, 4, 2) if min(width, height) >= part * KEPT * size), 1)
     try:
