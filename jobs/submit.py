@@ -130,7 +130,7 @@ async def _follow(address: str, submission: str) -> int:
     """Print a job's log as it grows; its exit code once it has ended."""
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     client, printed = JobSubmissionClient(address), 0
     while True:
         read = 0  # the log begins anew on every connection
