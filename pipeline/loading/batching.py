@@ -43,17 +43,26 @@ class OpenShard:
 
 
 def open_shard(
-    decoded: DecodedShard, record: ShardRecord, vocabulary: Vocabulary, *, words: int = 0, texts: bool = False
+    decoded: DecodedShard,
+    record: ShardRecord,
+    vocabulary: Vocabulary,
+    *,
+    words: int = 0,
+    first: bool = False,
+    texts: bool = False,
 ) -> OpenShard:
     """Number the pairs of a shard (sample by sample, captions in their order) and look their words up.
 
-    words: captions are cut to this many, 0: not at all. texts: keep the captions as well.
+    words: captions are cut to this many, 0: not at all. first: a sample has one pair, its first caption. texts: keep the
+    captions as well.
     """
     counts = tuple(map(len, decoded.captions))
     assert counts == tuple(record.captions), (
         f"{record.name}: {counts[:5]}... captions read, {record.captions[:5]}... recorded"
     )
-    captions = [caption for captions in decoded.captions for caption in captions]
+    if first:
+        counts = (1,) * len(counts)
+    captions = [text for texts, count in zip(decoded.captions, counts, strict=True) for text in texts[:count]]
     numbers = [vocabulary.numbers(caption)[: words or None] for caption in captions]
     return OpenShard(
         keys=tuple(decoded.keys),
@@ -80,9 +89,11 @@ class Draft:
             self.images = np.empty((len(self.keys), *shard.images.shape[1:]), np.uint8)
         samples = shard.sample[pairs]
         self.images[rows] = shard.images[samples]
-        for row, pair, sample in zip(rows.tolist(), pairs.tolist(), samples.tolist(), strict=True):
+        starts, ends = shard.ends[pairs], shard.ends[pairs + 1]
+        lists = (array.tolist() for array in (rows, pairs, samples, starts, ends))
+        for row, pair, sample, start, end in zip(*lists, strict=True):
             self.keys[row] = shard.keys[sample]
-            self.ids[row] = shard.ids[shard.ends[pair] : shard.ends[pair + 1]]
+            self.ids[row] = shard.ids[start:end]
             if shard.captions is not None:
                 self.captions[row] = shard.captions[pair]
 

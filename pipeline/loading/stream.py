@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.text.vocabulary import Vocabulary
 
 Read = Callable[[ShardRecord], DecodedShard]
-Rows = tuple[np.ndarray, np.ndarray]  # shard (b,) and pair inside it (b,) of each row of a batch
+Rows = tuple[np.ndarray, np.ndarray]  # shard (b,) and pair of it (b,) of each row of a batch
 THREADS = "loading"  # how our threads are called
 MIB = 2**20
 
@@ -74,7 +74,7 @@ def stream(
         log(
             f"{open_mib:.0f} MiB of shards are in use at once but cache_mib is {cache_mib:g}: shards are decoded again and again"
         )
-    reader = _Reader(manifest, records, vocabulary, words, cache_mib, sentences, pin, read)
+    reader = _Reader(manifest, records, vocabulary, words, False, cache_mib, sentences, pin, read)
     rows = (order.rows(one, rank, ranks) for one in count(step))
     return _logged(reader.batches(rows, threads, ahead), order, split, step, log)
 
@@ -110,14 +110,9 @@ def ordered(
     def rows(first: int) -> Rows:
         place = np.arange(first, min(first + batch, stop))
         shard = np.searchsorted(ends, place, side="right")
-        inside = place - np.concatenate([[0], ends])[shard]
-        if not pairs:
-            for one in np.unique(shard):
-                captions = records[one].captions
-                inside[shard == one] = (np.cumsum(captions) - captions)[inside[shard == one]]  # a sample's first pair
-        return shard, inside
+        return shard, place - np.concatenate([[0], ends])[shard]
 
-    reader = _Reader(manifest, records, vocabulary, words, cache_mib, sentences, pin, read)
+    reader = _Reader(manifest, records, vocabulary, words, not pairs, cache_mib, sentences, pin, read)
     return reader.batches(map(rows, range(start, stop, batch)), threads, ahead)
 
 
@@ -157,12 +152,14 @@ class _Reader:
         records: tuple[ShardRecord, ...],
         vocabulary: Vocabulary,
         words: int,
+        first: bool,  # a sample's first caption only
         cache_mib: float,
         sentences: Sentences | None,
         pin: bool,
         read: Read | None,
     ) -> None:
-        self.records, self.vocabulary, self.words, self.sentences, self.pin = records, vocabulary, words, sentences, pin
+        self.records, self.vocabulary, self.words, self.first = records, vocabulary, words, first
+        self.sentences, self.pin = sentences, pin
         self.read = read or partial(_read, manifest)
         self.cache = ShardCache(self.open, int(cache_mib * MIB))
 
@@ -170,8 +167,8 @@ class _Reader:
         """Read and decode a shard; an error names it."""
         record = self.records[shard]
         try:
-            decoded = self.read(record)
-            return open_shard(decoded, record, self.vocabulary, words=self.words, texts=self.sentences is not None)
+            options = {"words": self.words, "first": self.first, "texts": self.sentences is not None}
+            return open_shard(self.read(record), record, self.vocabulary, **options)
         except (ValueError, OSError) as error:
             if record.name in str(error):
                 raise
@@ -254,13 +251,16 @@ class ShardCache:
 
     def _keep(self, shard: int, opened: OpenShard) -> None:
         with self.changed:
+            if self.stopped:
+                return
             self.kept[shard] = opened
             self.bytes += opened.bytes
             while self.bytes > self.limit and len(self.kept) > 1:
                 self.bytes -= self.kept.popitem(last=False)[1].bytes
 
     def stop(self) -> None:
-        """Threads that ask for a shard, now or later, get CancelledError: closing waits for one shard at most."""
+        """Forget all shards. Threads that ask for one get CancelledError, so closing waits for those being decoded only."""
         with self.changed:
             self.stopped = True
+            self.kept.clear()
             self.changed.notify_all()

@@ -69,6 +69,14 @@ def test_the_width_is_that_of_the_longest_caption_in_the_batch_not_in_the_shard(
     assert draft.batch().words.shape == (1, lengths[shortest])
 
 
+def test_only_first_captions_make_a_pair_of_every_sample(opened) -> None:
+    data, _, pairs = opened
+    record = data.manifest.shards[0]
+    shard = open_shard(data.read(record), record, data.vocabulary, first=True, texts=True)
+    assert shard.sample.tolist() == [0, 1, 2]
+    assert shard.captions == (pairs[0][0][2], pairs[0][1][2], pairs[0][4][2])  # the samples have 1, 3 and 2 captions
+
+
 def test_a_shard_whose_captions_are_not_the_recorded_ones_is_a_broken_promise(shelf) -> None:
     data = shelf([[1, 3], [2, 2]])
     with pytest.raises(AssertionError, match="train-00001.tar"):

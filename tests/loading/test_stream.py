@@ -349,7 +349,7 @@ def test_evaluation_reads_everything_once_in_order_and_the_last_batch_is_what_is
     for row, (key, image, _), words, real in zip(read, everything, ids, keep, strict=True):
         assert row[0] == key and row[2] == tuple(words[real].tolist())
         assert row[1] == (image.transpose(2, 0, 1) / np.float32(255)).astype(np.float32).tobytes()
-    assert Counter(data.opened) == {record.name: 1 for record in data.manifest.shards}
+    assert Counter(data.opened) == {record.name: 1 for record in data.manifest.shards if record.samples}
 
 
 @pytest.mark.parametrize("pairs", [False, True])
