@@ -25,6 +25,7 @@ EXECUTION = {
     "sharpen": ("log_every", "save_every"),
     "evaluation": ("workers",),
 }
+_HELD: set[str] = set()  # folders of runs whose lock this process holds
 
 
 class Workspace:
@@ -47,7 +48,7 @@ class Workspace:
     def opened(self) -> Iterator[Workspace]:
         """The run's folder, for this process alone; ValueError if the run exists with another config or is being worked on."""
         storage.make_folder(self.folder)
-        with self._locked():
+        with self.locked():
             self._match_config()
             yield self
 
@@ -80,9 +81,12 @@ class Workspace:
             storage.publish_text(path, json.dumps(mine, indent=1))
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the run's lock. The kernel frees it when the holder dies, however that happens; an object store has none."""
-        if storage.is_remote(self.folder):
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock. The kernel frees it when the holder dies, however that happens; an object store has none.
+
+        Within a process it may be held again: the experiment holds it while its stages run.
+        """
+        if storage.is_remote(self.folder) or self.folder in _HELD:
             yield
             return
         import fcntl
@@ -100,7 +104,11 @@ class Workspace:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()
-            yield
+            _HELD.add(self.folder)
+            try:
+                yield
+            finally:
+                _HELD.remove(self.folder)
 
 
 def _computed(config: dict) -> dict:

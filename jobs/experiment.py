@@ -1,0 +1,87 @@
+"""The main job: a recipe from its data to pictures, each stage skipped when its result is already there:
+
+    python -m jobs.experiment digits-demo --out out
+    python -m jobs.experiment coco-aligndraw --data data/coco --out out --train.steps 200
+
+shard -> train -> sharpen -> evaluate -> figures: every stage is a job of its own too, and this one calls them in order.
+Interrupted, it goes on where it was when it is started again. In MLflow it is one run with a nested run for each stage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.arguments import Arguments, entry, parse
+from jobs.workspace import STAGES, Workspace
+from pipeline import storage
+from pipeline.config import to_dict
+from pipeline.tracking import PARENT, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentArguments(Arguments):
+    fresh: bool = False
+    """Start over: first remove what an earlier run of this name made. Shards stay, they depend on their source alone."""
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Runs what is missing of the five stages; where everything is, and the numbers of the evaluation."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = parse(__doc__, words, ExperimentArguments)
+    workspace = Workspace(arguments.out, arguments.config)
+    if arguments.fresh:
+        _remove(workspace)
+    with workspace.opened(), workspace.tracker(PARENT) as tracker:
+        tracker.params(to_dict(arguments.config))
+        results = {stage: _stage(stage, workspace, [w for w in words if w != "--fresh"]) for stage in STAGES}
+        return _summary(workspace, results, tracker)
+
+
+def _stage(name: str, workspace: Workspace, words: list[str]) -> dict:
+    """The stage's result: the one that is there, or made now."""
+    if (result := workspace.finished(name)) is not None:
+        print(f"== {name}: done before, in {workspace.stage(name)}", flush=True)
+        return result
+    print(f"== {name}", flush=True)
+    began = time.monotonic()
+    result = importlib.import_module(f"jobs.{name}").main(words)
+    print(f"== {name}: done in {time.monotonic() - began:.0f} s", flush=True)
+    return result
+
+
+def _remove(workspace: Workspace) -> None:
+    """Empty the run's folder, if no other process works in it."""
+    storage.make_folder(workspace.folder)
+    with workspace.locked():
+        for name in storage.listing(workspace.folder):
+            if name != "lock":
+                storage.delete(storage.join(workspace.folder, name))
+
+
+def _summary(workspace: Workspace, results: dict[str, dict], tracker: Tracker) -> dict:
+    """Print the table and where to look; the job's result."""
+    metrics = results["evaluate"]["metrics"]
+    tracker.tags({"data": results["shard"]["digest"]})
+    tracker.metrics(metrics, 0)
+    picture = results["figures"]["picture"]
+    tracker.artifact(picture)
+    tracker.flush()
+    print(f"\n{results['evaluate']['table']}\n\nPicture  {picture}")
+    if tracker.url:
+        print(f"MLflow   {tracker.url}")
+    return {
+        "run": workspace.config.name,
+        "folder": workspace.folder,
+        "picture": picture,
+        "mlflow_run_id": tracker.run_id,
+        "mlflow": tracker.url,
+        "metrics": metrics,
+    }
+
+
+if __name__ == "__main__":
+    entry(main)
