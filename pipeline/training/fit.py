@@ -69,37 +69,24 @@ def fit(
         batch = next(batches).to(ranks.device)
         meter.waited += time.perf_counter() - waited
         if meter.steps == 0 and ranks.size > 1:
-            _settle_buckets(network, batch, config)
+            _settle_buckets(network, batch)
         stopping, sums, norm = take_step(state, network, batch, config, ranks, stop())
         meter.add(sums)
 
         bound, better = None, False
-        due = (
-            config.validate_every and state.step % config.validate_every == 0 and not stopping
-        )  # who stops us has no time
-        if validate is not None and (due or state.step == steps):
+        if validate is not None and _validation_is_due(config, state.step, stopping):
             with meter.paused():
                 held_out = _mean_over_ranks(validate(), list(sums), ranks)
             bound = -sum(held_out.values())
-            better = state.best is None or bound > state.best
-            state.best, state.worse = (bound, 0) if better else (state.best, state.worse + 1)
+            better = state.take_bound(bound)
             if ranks.first:
-                log({"val/bound": bound, **{f"val/{name}": value for name, value in held_out.items()}}, state.step)
-                say(
-                    f"step {state.step}/{steps}: validation bound {bound:.2f} nats{', the best so far' if better else ''}"
-                )
+                log({"val/bound": bound, **{f"val/{name}": mean for name, mean in held_out.items()}}, state.step)
+                praise = ", the best so far" if better else ""
+                say(f"step {state.step}/{steps}: validation bound {bound:.2f} nats{praise}")
         reason = _end(state, config) or ("stopped" if stopping else None)
         if ranks.first and (reason or state.step % config.log_every == 0):
-            losses = meter.take()
             log(
-                {
-                    "train/bound": -sum(losses.values()),
-                    **{f"train/{name}": loss for name, loss in losses.items()},
-                    "train/gradient_norm": norm,
-                    "train/lr": learning_rate(config, state.step - 1),
-                    "train/kl_weight": kl_weight(config, state.step - 1),
-                    **meter.speed(),
-                },
+                {**_metrics(meter.take(), config, state.step - 1), "train/gradient_norm": norm, **meter.speed()},
                 state.step,
             )
         if ranks.first and (line := meter.line(last=reason is not None)):
@@ -167,6 +154,16 @@ def kl_weight(config: TrainConfig, step: int) -> float:
     return min(1.0, 0.1 + 0.9 * step / rise) if rise else 1.0
 
 
+def _metrics(losses: dict[str, float], config: TrainConfig, step: int) -> dict[str, float]:
+    """Means of the losses, and what the schedule says, under the names they have in MLflow."""
+    return {
+        "train/bound": -sum(losses.values()),
+        **{f"train/{name}": loss for name, loss in losses.items()},
+        "train/lr": learning_rate(config, step),
+        "train/kl_weight": kl_weight(config, step),
+    }
+
+
 def _headline(losses: dict[str, float]) -> str:
     """What a progress line says of the losses since the one before."""
     kl = f", KL {losses['kl']:.2f}" if "kl" in losses else ""
@@ -180,7 +177,12 @@ def _end(state: TrainState, config: TrainConfig) -> Literal["finished", "early"]
     return "early" if config.patience and state.worse >= config.patience else None
 
 
-def _settle_buckets(network: nn.Module, batch: Batch, config: TrainConfig) -> None:
+def _validation_is_due(config: TrainConfig, step: int, stopping: bool) -> bool:
+    """At the end always; in between not when somebody waits for this process to end."""
+    return step == config.steps or bool(config.validate_every and step % config.validate_every == 0 and not stopping)
+
+
+def _settle_buckets(network: nn.Module, batch: Batch) -> None:
     """A backward pass whose gradients are thrown away.
 
     DistributedDataParallel re-packs its buckets after its first pass, and with more than two ranks the order in which a

@@ -6,6 +6,7 @@ step is the whole position of a run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,3 +35,9 @@ class TrainState:
     @property
     def optimizer(self) -> Optimizer:
         return self.optimizers["model"]
+
+    def take_bound(self, bound: float) -> bool:
+        """Note a validation bound; whether it is the best so far."""
+        better = math.isfinite(bound) and (self.best is None or bound > self.best)
+        self.best, self.worse = (bound, 0) if better else (self.best, self.worse + 1)
+        return better
