@@ -9,7 +9,9 @@ sentence vector s_t a step receives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +19,13 @@ from torch import Tensor, nn
 from pipeline.config import DrawConfig
 from pipeline.models.base import CaptionModel
 from pipeline.models.captions import Align, WordStates, mean_of_words
-from pipeline.models.filterbank import from_rows, make_window, read_patch, to_rows, write_patch
+from pipeline.models.filterbank import from_rows, join_channels, make_window, read_patch, to_rows, write_patch
 from pipeline.models.likelihood import bernoulli_nll, gaussian_kl, standard_kl
 from pipeline.models.lstm import LSTMCell, advance
 from pipeline.sample import Batch, Generated, Terms
 
 
-@dataclass
+@dataclass(frozen=True)
 class Caption:
     """A caption as the steps need it; what does not depend on the step is computed once."""
 
@@ -33,14 +35,30 @@ class Caption:
     keep: Tensor | None = None  # (B, N)
 
 
-@dataclass
-class Drawing:
-    """What a step hands to the next, and what is kept of all steps."""
+class Views(NamedTuple):
+    """Every linear map of one generator state h^gen_t, from one matrix product: its parts serve step t and step t + 1."""
+
+    write_window: Tensor  # (B, 5)
+    patch: Tensor  # (B, p C p) what is written
+    recurrent: Tensor  # (B, 4G) gate input of the next generator state
+    query: Tensor | None  # (B, A) W h^gen, for the next alignment
+    read_window: Tensor | None  # (B, 5) inference: where to look next
+    encoder: Tensor | None  # (B, 4E) inference: gate input of the next encoder state
+    prior: Tensor | None  # (B, 2Z) generation: the next prior, before tanh
+
+
+class Drawing(NamedTuple):
+    """What a step hands to the next."""
 
     canvas: Tensor  # (B, S, C, S) logits c_t in row layout (filterbank.py)
-    encoder: tuple[Tensor, Tensor]  # h^inf, its memory (B, E)
-    generator: tuple[Tensor, Tensor]  # h^gen, its memory (B, G)
-    alphas: list[Tensor] = field(default_factory=list)  # (B, N) of each step
+    hidden: Tensor  # (B, G) h^gen_t
+    memory: Tensor  # (B, G)
+    views: Views  # of h^gen_t
+    encoder: tuple[Tensor, Tensor]  # h^inf_t, its memory (B, E)
+    alpha: Tensor | None = None  # (B, N) the words' weights at this step
+
+
+Look = Callable[[Tensor], Views]
 
 
 class DrawModel(CaptionModel):
@@ -91,56 +109,57 @@ class DrawModel(CaptionModel):
 
     # ---- the equations
 
-    def infer(self, drawing: Drawing, image: Tensor) -> tuple[Drawing, Tensor, Tensor]:
-        """(1)-(4): image (B, S, C, S) -> drawing with the encoder advanced; mean, log std (B, Z) of Q(z_t)."""
-        canvas_error = image - torch.sigmoid(drawing.canvas)
-        hidden = drawing.generator[0]
-        window = make_window(self.read_window(hidden), self.config.read_size, self.size)
-        patch = read_patch(torch.cat((image, canvas_error), dim=2), window)
-        gates = self.encoder_patch(patch) + self.encoder_generator(hidden)
-        encoder = self.encoder(gates, *drawing.encoder)
-        mean, log_variance = self.posterior(encoder[0]).chunk(2, dim=1)
-        return Drawing(drawing.canvas, encoder, drawing.generator, drawing.alphas), mean, 0.5 * log_variance
+    def infer(self, drawing: Drawing, image: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """(1)-(4): image (B, S, C, S) -> encoder state and memory (B, E); mean, log std (B, Z) of Q(z_t).
 
-    def prior_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(5) for t >= 2: h^gen_{t-1} (..., G) -> mean, log std (..., Z), both in [-1, 1]."""
-        return torch.tanh(self.prior(hidden)).chunk(2, dim=-1)
+        read is linear, so reading xhat_t is reading x less reading sigmoid(c_{t-1}): no image-sized difference is made.
+        """
+        window = make_window(drawing.views.read_window, self.config.read_size, self.size)
+        seen = read_patch(image, window)
+        missing = seen - read_patch(torch.sigmoid(drawing.canvas), window)
+        gates = torch.addmm(drawing.views.encoder, join_channels(seen, missing), self.encoder_patch.weight.t())
+        hidden, memory = advance(
+            torch.addmm(gates, drawing.encoder[0], self.encoder.recurrent.weight.t()), drawing.encoder[1]
+        )
+        mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
+        return (hidden, memory), mean, 0.5 * log_variance
 
-    def step(self, drawing: Drawing, latent: Tensor, caption: Caption) -> Drawing:
+    def prior_of(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """(5) for t >= 2: the prior's view of h^gen_{t-1} (..., 2Z) -> mean, log std (..., Z), both in [-1, 1]."""
+        return torch.tanh(view).chunk(2, dim=-1)
+
+    def step(self, drawing: Drawing, latent: Tensor, caption: Caption, look: Look) -> Drawing:
         """(6)-(8), the same for inference and generation: z_t (B, Z) is painted onto the canvas."""
-        hidden, memory = drawing.generator
-        gates = self.generator_latent(latent) + self.generator.recurrent(hidden)
-        alphas = drawing.alphas
+        gates = torch.addmm(drawing.views.recurrent, latent, self.generator_latent.weight.t())
         if caption.fixed is not None:
-            gates = gates + caption.fixed
+            gates, alpha = gates + caption.fixed, None
         else:
-            sentence, alpha = self.align(caption.states, caption.projected, self.align.W(hidden), caption.keep)
-            gates, alphas = gates + self.generator_sentence(sentence), [*alphas, alpha]
-        generator = advance(gates, memory)
-        window = make_window(self.write_window(generator[0]), self.config.write_size, self.size)
-        canvas = drawing.canvas + write_patch(self.write(generator[0]), window, self.channels)
-        return Drawing(canvas, drawing.encoder, generator, alphas)
+            sentence, alpha = self.align(caption.states, caption.projected, drawing.views.query, caption.keep)
+            gates = torch.addmm(gates, sentence, self.generator_sentence.weight.t())
+        hidden, memory = advance(gates, drawing.memory)
+        views = look(hidden)
+        window = make_window(views.write_window, self.config.write_size, self.size)
+        canvas = drawing.canvas + write_patch(views.patch, window, self.channels)
+        return Drawing(canvas, hidden, memory, views, drawing.encoder, alpha)
 
     # ---- the two ways to run them
 
     def reconstruct(self, batch: Batch, noise: Tensor) -> tuple[Terms, Tensor]:
         """One sample of Q: noise (B, T, Z) -> losses recon, kl (B,) in nats, and sigmoid(c_T) (B, C, H, W)."""
         image = to_rows(batch.images)
-        caption = self._caption(batch.words, batch.keep, batch.sentence)
-        drawing = self._blank(len(batch))
+        caption, look = self._caption(batch.words, batch.keep, batch.sentence), self._look(infer=True)
+        drawing = self._blank(len(batch), look)
         means, log_stds, hiddens = [], [], []
         for epsilon in noise.unbind(1):
-            hiddens.append(drawing.generator[0])  # h^gen_{t-1}: where P(z_t) comes from
-            drawing, mean, log_std = self.infer(drawing, image)
+            hiddens.append(drawing.hidden)  # h^gen_{t-1}: where P(z_t) comes from
+            encoder, mean, log_std = self.infer(drawing, image)
             means.append(mean)
             log_stds.append(log_std)
-            drawing = self.step(drawing, mean + log_std.exp() * epsilon, caption)
+            drawing = self.step(drawing._replace(encoder=encoder), mean + log_std.exp() * epsilon, caption, look)
         kl = standard_kl(means[0], log_stds[0])
-        if self.config.steps > 1:
-            later = gaussian_kl(
-                torch.stack(means[1:]), torch.stack(log_stds[1:]), *self.prior_of(torch.stack(hiddens[1:]))
-            )
-            kl = kl + later.sum(0)
+        if self.config.steps > 1:  # the priors are needed only here, so they are made all at once
+            prior = self.prior_of(self.prior(torch.stack(hiddens[1:])))
+            kl = kl + gaussian_kl(torch.stack(means[1:]), torch.stack(log_stds[1:]), *prior).sum(0)
         terms = Terms({"recon": bernoulli_nll(drawing.canvas, image), "kl": kl})
         return terms, from_rows(torch.sigmoid(drawing.canvas))
 
@@ -149,17 +168,18 @@ class DrawModel(CaptionModel):
 
     def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
         """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, canvases (T, B, C, H, W), alignments."""
-        caption = self._caption(words, keep, sentence)
-        drawing = self._blank(len(words))
-        canvases = []
-        for index, epsilon in enumerate(noise.unbind(1)):
+        caption, look = self._caption(words, keep, sentence), self._look(infer=False)
+        drawing = self._blank(len(words), look)
+        canvases, alphas = [], []
+        for index, latent in enumerate(noise.unbind(1)):
             if index > 0:
-                mean, log_std = self.prior_of(drawing.generator[0])
-                epsilon = mean + log_std.exp() * epsilon
-            drawing = self.step(drawing, epsilon, caption)
+                mean, log_std = self.prior_of(drawing.views.prior)
+                latent = mean + log_std.exp() * latent
+            drawing = self.step(drawing, latent, caption, look)
             canvases.append(drawing.canvas)
+            alphas.append(drawing.alpha)
         shown = from_rows(torch.sigmoid(torch.stack(canvases)))
-        return Generated(shown[-1], shown, torch.stack(drawing.alphas) if drawing.alphas else None)
+        return Generated(shown[-1], shown, None if alphas[0] is None else torch.stack(alphas))
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
         """(B, S): the given sentence vector, else the mean of the word states.
@@ -177,12 +197,42 @@ class DrawModel(CaptionModel):
             return Caption(states=states, projected=self.align.U(states), keep=keep)
         return Caption(fixed=self.generator_sentence(self.describe(words, keep, sentence)))
 
-    def _blank(self, batch: int) -> Drawing:
-        encoder, generator = self.encoder_start.expand(batch, -1), self.generator_start.expand(batch, -1)
+    def _look(self, infer: bool) -> Look:
+        """The layers that see a generator state, as one layer; made anew in each pass, since it copies their weights."""
+        layers = {
+            "write_window": self.write_window,
+            "patch": self.write,
+            "recurrent": self.generator.recurrent,
+            "query": self.align and self.align.W,
+            "read_window": self.read_window if infer else None,
+            "encoder": self.encoder_generator if infer else None,
+            "prior": None if infer else self.prior,
+        }
+        used = {name: layer for name, layer in layers.items() if layer is not None}
+        biases = {name: layer.bias for name, layer in used.items()} | {"encoder": self.encoder.recurrent.bias}
+        weight = torch.cat([layer.weight for layer in used.values()])
+        zero = weight.new_zeros(())
+        bias = torch.cat(
+            [zero.expand(len(layer.weight)) if biases[name] is None else biases[name] for name, layer in used.items()]
+        )
+        sizes = [len(layer.weight) for layer in used.values()]
+        none = dict.fromkeys(layers)
+
+        def look(hidden: Tensor) -> Views:
+            parts = torch.addmm(bias, hidden, weight.t()).split(sizes, dim=1)
+            return Views(**none | dict(zip(used, parts, strict=True)))
+
+        return look
+
+    def _blank(self, batch: int, look: Look) -> Drawing:
+        hidden = self.generator_start.expand(batch, -1)
+        encoder = self.encoder_start.expand(batch, -1)
         return Drawing(
             canvas=self.canvas_start.expand(batch, -1, -1, -1),
+            hidden=hidden,
+            memory=torch.zeros_like(hidden),
+            views=look(hidden),
             encoder=(encoder, torch.zeros_like(encoder)),
-            generator=(generator, torch.zeros_like(generator)),
         )
 
 

@@ -50,12 +50,17 @@ def make_window(parameters: Tensor, count: int, side: int) -> Window:
 
 
 def read_patch(image: Tensor, window: Window) -> Tensor:
-    """gamma F_y image F_x^T for each channel: (B, S, C, S) -> (B, N * C * N)."""
+    """gamma F_y image F_x^T for each channel: (B, S, C, S) -> (B, N, C, N)."""
     batch, side, channels, _ = image.shape
     count = window.rows.shape[1]
     picked = torch.bmm(window.rows, image.reshape(batch, side, channels * side))  # (B, N, C*S)
     patch = torch.bmm(picked.view(batch, count * channels, side), window.columns.transpose(1, 2))  # (B, N*C, N)
-    return patch.view(batch, -1) * window.intensity
+    return patch.view(batch, count, channels, count) * window.intensity[..., None, None]
+
+
+def join_channels(*patches: Tensor) -> Tensor:
+    """Patches (B, N, C, N) of the same window -> (B, N * sum of C * N)."""
+    return torch.cat(patches, dim=2).flatten(1)
 
 
 def write_patch(patch: Tensor, window: Window, channels: int) -> Tensor:
