@@ -61,6 +61,7 @@ def up(state: Path = STATE) -> dict[str, str]:
                 raise OSError(f"{name} did not start; the end of {state / f'{name}.log'}:\n{tail}")
             how = "already running" if name in running else f"started in {time.monotonic() - began:.0f} s"
             print(f"{name:7}{address(name, state)}  {how}", flush=True)
+        print(f"{'':7}Ray's page asks for the token in {state / 'token'}", flush=True)
     return {name: address(name, state) for name in NAMES}
 
 
@@ -100,11 +101,12 @@ def address(name: str, state: Path = STATE) -> str:
 def healthy(name: str, state: Path = STATE) -> bool:
     """Whether a server answers as what it is."""
     path = {"ray": "/api/version", "mlflow": "/health"}[name]
-    request = urllib.request.Request(address(name, state) + path)
-    if name == "ray":
-        request.add_header("Authorization", f"Bearer {(state / 'token').read_text()}")
-    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
-        return answer.status == 200
+    with contextlib.suppress(OSError):
+        request = urllib.request.Request(address(name, state) + path)
+        if name == "ray":
+            request.add_header("Authorization", f"Bearer {(state / 'token').read_text()}")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status == 200
     return False
 
 
