@@ -37,6 +37,11 @@ def _remote_filesystem(root: str) -> fs.FileSystem:
     return fs.FileSystem.from_uri(root)[0]
 
 
+def forget() -> None:
+    """Open object stores anew at the next call: their address and credentials were read from the environment once."""
+    _remote_filesystem.cache_clear()
+
+
 def resolve(path: str | Path) -> tuple[fs.FileSystem, str]:
     """A pyarrow file system and the path in it. Credentials and AWS_ENDPOINT_URL come from the environment."""
     text = str(path)
@@ -94,8 +99,12 @@ def make_folder(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def publishing(path: str | Path) -> Iterator[Path]:
-    """A local file to write; it becomes `path` when the block ends well, and is removed when it does not."""
+def publishing(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """A local file to write; it becomes `path` when the block ends well, and is removed when it does not.
+
+    durable=False saves the wait for the disk, for files that are checked before use and can be made again: a power
+    failure may leave an empty file. A process that dies never does.
+    """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part"
@@ -107,27 +116,29 @@ def publishing(path: str | Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{PART}")
     try:
         yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, target)
-        _sync_folder(target.parent)
+        if durable:
+            _sync_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
 
 
-def publish_bytes(path: str | Path, content: bytes) -> None:
+def publish_bytes(path: str | Path, content: bytes, durable: bool = True) -> None:
     """Write a whole file; a reader sees the old one or the new one, never a part."""
     if is_remote(path):
         filesystem, name = resolve(path)
         with filesystem.open_output_stream(name) as stream:
             stream.write(content)
         return
-    with publishing(path) as part:
+    with publishing(path, durable) as part:
         part.write_bytes(content)
 
 
-def publish_text(path: str | Path, content: str) -> None:
-    publish_bytes(path, content.encode("utf-8"))
+def publish_text(path: str | Path, content: str, durable: bool = True) -> None:
+    publish_bytes(path, content.encode("utf-8"), durable)
 
 
 def copy_in(path: str | Path, folder: Path) -> Path:

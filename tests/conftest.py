@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,7 +47,37 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_environment() -> Iterator[dict[str, str]]:
+def s3_server() -> Iterator[str]:
+    """Address of an object store in memory, on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def s3_environment(address: str) -> dict[str, str]:
+    """Address and credentials, in the variables that pyarrow reads."""
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"AWS_ENDPOINT_URL": address, **keys}
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """s3:// address of a new bucket, which tests and Ray tasks can read and write."""
+    for name, value in s3_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{os.urandom(4).hex()}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=10).close()
+    storage.forget()
+    yield f"s3://{name}"
+    storage.forget()
+
+
+@pytest.fixture(scope="session")
+def ray_environment(s3_server: str) -> Iterator[dict[str, str]]:
     """Environment of a Ray of one's own: no usage reports, own home (Ray keeps a token there), no other cluster's address."""
     # Unix sockets have paths of at most 107 bytes and Ray appends some 80: pytest's own folders are too long.
     home = Path(tempfile.mkdtemp(prefix="cc", dir="/tmp"))
@@ -60,6 +92,7 @@ def ray_environment() -> Iterator[dict[str, str]]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **s3_environment(s3_server),
     }
     (home / "token").write_text("f" * 64)
     with pytest.MonkeyPatch.context() as patch:

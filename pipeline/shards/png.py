@@ -35,6 +35,7 @@ class _Frame:
     length: int  # of the whole file
 
 
+IDAT_CRC = zlib.crc32(b"IDAT")  # a chunk's checksum begins with its type
 END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 
@@ -66,13 +67,9 @@ def encode_png(image: np.ndarray) -> bytes:
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # filter 0 leads every row
     rows[:, 1:] = image.reshape(height, width * channels)
     raw = rows.tobytes()
-    if len(frame.blocks) == 1:
-        data = frame.blocks[0][0] + raw + zlib.adler32(raw).to_bytes(4)
-    else:
-        cut = memoryview(raw)
-        pieces = [piece for i, (before, held) in enumerate(frame.blocks) for piece in (before, cut[i * BLOCK :][:held])]
-        data = b"".join([*pieces, zlib.adler32(raw).to_bytes(4)])
-    return frame.head + data + zlib.crc32(data, zlib.crc32(b"IDAT")).to_bytes(4) + END
+    blocks = [before + raw[i * BLOCK : i * BLOCK + held] for i, (before, held) in enumerate(frame.blocks)]
+    data = b"".join((*blocks, zlib.adler32(raw).to_bytes(4)))
+    return b"".join((frame.head, data, zlib.crc32(data, IDAT_CRC).to_bytes(4), END))
 
 
 def png_shape(png: bytes | memoryview) -> tuple[int, int, int]:

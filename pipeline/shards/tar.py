@@ -8,6 +8,7 @@ Source: POSIX.1-1988 ustar.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,23 +16,30 @@ HEADER = 512  # bytes of a header, and the unit that files are padded to
 RECORD = 10240  # an archive is padded to a multiple of this
 NAME = 100  # bytes of the name field
 _BEFORE = b"0000444\0" + b"0000000\0" * 2  # mode, user, group
+_ZEROS = bytes(HEADER)
 # type, link, magic and version, user, group; no device numbers and no prefix
 _AFTER = (b"0" + bytes(100) + b"ustar\00000" + b"bigdata".ljust(32, b"\0") * 2).ljust(HEADER - 156, b"\0")
-_SUM = sum(_BEFORE) + sum(b"0" * 11) + 8 * 32 + sum(_AFTER)  # the checksum counts itself as 8 blanks
 
 
 def header(name: str, size: int) -> bytes:
     """The 512 bytes before a file of `size` bytes."""
     called = name.encode("ascii")
-    assert 0 < len(called) <= NAME and 0 <= size < 8**11, (name, size)
-    octal = b"%011o" % size
-    total = _SUM + sum(called) + sum(octal)
-    return called.ljust(NAME, b"\0") + _BEFORE + octal + b"\0" + b"0" * 11 + b"\0" + b"%06o\0 " % total + _AFTER
+    assert 0 < len(called) <= NAME, name
+    fields, total = _fields(size)
+    return b"%s%s%06o\0 %s" % (called.ljust(NAME, b"\0"), fields, total + sum(called), _AFTER)
 
 
-def padding(size: int) -> bytes:
-    """What follows a file of `size` bytes."""
-    return bytes(-size % HEADER)
+@lru_cache(maxsize=4096)
+def _fields(size: int) -> tuple[bytes, int]:
+    """The fields between name and checksum, and the sum of all bytes but the name's."""
+    assert 0 <= size < 8**11, size
+    fields = _BEFORE + b"%011o\0" % size + b"0" * 11 + b"\0"
+    return fields, sum(fields) + 8 * 32 + sum(_AFTER)  # the checksum counts itself as 8 blanks
+
+
+def member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """A file as it lies in an archive: header, content, and zeros up to a whole block."""
+    return header(name, len(content)), content, _ZEROS[: -len(content) % HEADER]
 
 
 def ending(size: int) -> bytes:

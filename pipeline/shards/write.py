@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan, ShardRecord
-from pipeline.shards.members import KEY, MAX_TEXT, member_bytes, split_tar, tar_of
+from pipeline.shards.members import KEY, MAX_TEXT, member_bytes, split_tar, tar_of, text_bytes
 
 RECORDS = "records"
 ACCEPTED = "ok"  # the status of an input that became a sample
@@ -92,28 +92,26 @@ def _retried(before: FinishedShard, content: bytes, plan: ShardPlan, source: Sou
 
 
 def _entry(item: Sample | Rejected) -> Entry:
-    if isinstance(item, Sample) and (reason := _unusable(item)) is None:
-        return Fate(item.key, ACCEPTED, *item.original, item.captions, item.source), member_bytes(item)
-    width, height = item.original if isinstance(item, Sample) else (item.width, item.height)
-    reason = reason if isinstance(item, Sample) else item.reason
-    readable = (text.encode("utf-8", "replace").decode() for text in (*item.captions, item.source))
-    *captions, source = readable
-    return Fate(item.key, reason, width, height, tuple(captions), source), b""
-
-
-def _unusable(sample: Sample) -> str | None:
-    """Why a sample cannot be stored, or None. What a source promises is asserted: that is our mistake, not the data's."""
-    image = sample.image
-    assert KEY.fullmatch(sample.key), f"key {sample.key!r}: letters, digits, - and _ are allowed, at most 90"
-    assert image.dtype == np.uint8 and image.ndim == 3, f"{sample.key}: image is {image.dtype} {image.shape}"
-    if not sample.captions:
-        return "no captions"
+    if isinstance(item, Rejected):
+        return _rejected(item)
+    # What a source promises is asserted: breaking it is our mistake, not the data's.
+    assert KEY.fullmatch(item.key), f"key {item.key!r}: letters, digits, - and _ are allowed, at most 90"
+    assert item.image.dtype == np.uint8, f"{item.key}: the image is {item.image.dtype}"
+    reason = "" if item.captions else "no captions"
     try:
-        size = sum(len(text.encode()) for text in (*sample.captions, sample.source))
-    except UnicodeEncodeError:
-        return "caption is not valid text"
-    # as json a character takes at most 6 times its bytes
-    return "captions are too long" if 6 * size > MAX_TEXT // 2 else None
+        text = text_bytes(item.captions, item.source)
+    except ValueError:
+        reason = "caption is not valid text"
+    if reason:
+        return _rejected(Rejected(item.key, item.source, item.split, reason, item.captions, *item.original))
+    fate = Fate(item.key, ACCEPTED, *item.original, item.captions, item.source)
+    return fate, member_bytes(item.key, text, item.image)
+
+
+def _rejected(item: Rejected) -> Entry:
+    # the status table is UTF-8: what cannot be written there shows as question marks
+    *captions, source = (text.encode("utf-8", "replace").decode()[:MAX_TEXT] for text in (*item.captions, item.source))
+    return Fate(item.key, item.reason, item.width, item.height, tuple(captions), source), b""
 
 
 def _finish(folder: str, plan: ShardPlan, entries: Iterable[Entry]) -> FinishedShard:
@@ -139,7 +137,8 @@ def _finish(folder: str, plan: ShardPlan, entries: Iterable[Entry]) -> FinishedS
     finished = FinishedShard(record, fates)
     if accepted:  # an empty tar is none: WebDataset fails on it
         storage.publish_bytes(storage.join(folder, record.name), content)
-    storage.publish_text(record_path(folder, plan.name), _to_text(finished))
+    # a record lost in a power failure only means that its shard is written again
+    storage.publish_text(record_path(folder, plan.name), _to_text(finished), durable=False)
     return finished
 
 

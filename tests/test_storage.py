@@ -1,0 +1,150 @@
+"""Paths of every kind behave alike, and what is published is whole or not there."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("bucket") + "/root"
+
+
+def test_what_is_published_is_read_back(root: str) -> None:
+    path = storage.join(root, "deep", "file.bin")
+    assert not storage.exists(path)
+    storage.publish_bytes(path, b"one")
+    storage.publish_bytes(path, b"two!")
+    storage.publish_text(storage.join(root, "deep", "a.txt"), "Grüße", durable=False)
+    assert storage.exists(path)
+    assert storage.read_bytes(path) == b"two!"
+    assert storage.read_text(storage.join(root, "deep", "a.txt")) == "Grüße"
+    assert storage.size_of(path) == 4
+    assert storage.listing(storage.join(root, "deep")) == ["a.txt", "file.bin"]
+    assert storage.sizes(storage.join(root, "deep")) == {"a.txt": 7, "file.bin": 4}
+    assert storage.listing(storage.join(root, "nowhere")) == []
+    assert storage.sizes(storage.join(root, "nowhere")) == {}
+
+
+def test_a_missing_file_is_said_to_be_missing(root: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "nothing"))
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(root: str) -> None:
+    path = storage.join(root, "large")
+    storage.publish_bytes(path, bytes(1001))
+    assert len(storage.read_bytes(path, limit=1001)) == 1001
+    with pytest.raises(ValueError, match=r"1,001 bytes, at most 1,000 are allowed"):
+        storage.read_bytes(path, limit=1000)
+
+
+def test_files_and_folders_are_deleted_and_missing_ones_are_no_error(root: str) -> None:
+    storage.publish_bytes(storage.join(root, "a", "x"), b"x")
+    storage.publish_bytes(storage.join(root, "a", "y"), b"y")
+    storage.delete(storage.join(root, "a", "x"))
+    assert storage.listing(storage.join(root, "a")) == ["y"]
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "y"))
+
+
+def test_a_local_copy_of_a_file_has_its_content(root: str, tmp_path: Path) -> None:
+    path = storage.join(root, "some.bin")
+    storage.publish_bytes(path, b"content")
+    assert storage.copy_in(path, tmp_path).read_bytes() == b"content"
+
+
+def test_publishing_leaves_the_old_file_when_the_block_fails(root: str) -> None:
+    path = storage.join(root, "kept")
+    storage.publish_bytes(path, b"old")
+    with pytest.raises(RuntimeError), storage.publishing(path) as part:
+        part.write_bytes(b"half of the n")
+        raise RuntimeError
+    assert storage.read_bytes(path) == b"old"
+    assert storage.listing(root) == ["kept"]
+
+
+def test_other_schemes_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="paths are local, s3:// or gs://"):
+        storage.read_bytes("http://somewhere/file")
+
+
+def publish_slowly(path: str) -> None:
+    with storage.publishing(path) as part:
+        part.write_bytes(b"half")
+        time.sleep(60)
+
+
+def test_a_writer_killed_half_way_leaves_nothing_but_a_file_that_is_swept(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=publish_slowly, args=(str(tmp_path / "x.tar"),))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert storage.listing(tmp_path) == []
+    assert storage.sweep(tmp_path) == [], "its writer lives"
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [name.startswith("x.tar.") for name in storage.sweep(tmp_path)] == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_file_of_another_machine_is_swept_only_when_it_is_old(tmp_path: Path) -> None:
+    fresh, old = tmp_path / "a.tar.elsewhere.1.abcd.part", tmp_path / "b.tar.elsewhere.1.abcd.part"
+    for part in (fresh, old):
+        part.write_bytes(b"")
+    os.utime(old, (time.time() - 2 * storage.STALE_S,) * 2)
+    assert storage.sweep(tmp_path) == [old.name]
+    assert fresh.exists()
+
+
+def test_two_writers_in_one_process_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    with storage.publishing(tmp_path / "x") as one, storage.publishing(tmp_path / "x") as other:
+        assert one != other
+        one.write_bytes(b"1")
+        other.write_bytes(b"2")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def hold(path: str, held: multiprocessing.Event) -> None:
+    with storage.locked(path, busy=lambda holder: None):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_lock_is_held_by_one_process_and_freed_when_that_is_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold, args=(str(tmp_path / "lock"), held))
+    process.start()
+    assert held.wait(30)
+    seen = []
+
+    def busy(holder: str) -> None:
+        seen.append(holder)
+        os.kill(process.pid, signal.SIGKILL)
+
+    with storage.locked(tmp_path / "lock", busy):
+        assert seen == [f"process {process.pid} on {os.uname().nodename.replace('.', '-')}"]
+    process.join()
+
+
+def test_giving_up_on_a_lock_is_up_to_the_caller(tmp_path: Path) -> None:
+    def refuse(holder: str) -> None:
+        raise ValueError(f"in use by {holder}")
+
+    with storage.locked(tmp_path / "lock", refuse):
+        with (
+            pytest.raises(ValueError, match=f"in use by process {os.getpid()}"),
+            storage.locked(tmp_path / "lock", refuse),
+        ):
+            pass
