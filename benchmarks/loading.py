@@ -13,7 +13,19 @@ says more on a machine that others use too. A sample is a row of a batch: image 
     floor, memcpy   gather of 100 random images from one array, uint8 to float32, transposed, nothing else
     cached, epoch   stream: the second epoch
 
-FIGURES
+Seen on 2 cores of a Xeon in November 2026, 7 repeats, samples per CPU second with 1 thread (others used the machine too:
+wall time was twice the CPU time):
+
+                    32x32x3   60x60x1
+    floor, decode    43,800    42,100
+    cold, images     22,700    24,000
+    cold, epoch      45,200    22,500
+    floor, memcpy   467,000   653,500
+    cached, epoch   135,200   153,300
+
+Cold, what is not decoding or batching is splitting captions into words, 10 us each. Cached, it is the work for each row in
+Python (its key and its words) and copying 20 small groups of rows instead of one large one. To the rows of a step far
+ahead: 3 ms for 83,000 images, 13 ms for 100,000 shards.
 """
 
 from __future__ import annotations

@@ -37,9 +37,10 @@ class Lanes:
         self.length = self.pairs // lanes  # pairs of a lane
         self.steps = self.length * lanes // batch  # batches of an epoch
         if self.steps == 0:
+            lower = f"batch to at most {self.length * lanes}" if self.length else f"lanes to at most {self.pairs}"
             raise ValueError(
                 f"{self.pairs} pairs do not fill a batch of {batch} over {lanes} lanes; "
-                f"lower the batch to at most {self.length * lanes} or the lanes, or shard more samples"
+                f"lower the {lower}, or shard more samples"
             )
         self._deal = lru_cache(maxsize=2)(self._deal)  # two: read-ahead crosses the border between epochs
         self._inside = lru_cache(maxsize=4 * lanes)(self._inside)  # the shards now open, at the pace lanes change them

@@ -72,7 +72,8 @@ def stream(
     open_mib = min(lanes // ranks, len(records)) * shard_bytes / MIB
     if log and open_mib > cache_mib:
         log(
-            f"{open_mib:.0f} MiB of shards are in use at once but cache_mib is {cache_mib:g}: shards are decoded again and again"
+            f"{open_mib:.3g} MiB of shards are in use at once but cache_mib is {cache_mib:g}: "
+            "shards are decoded again and again; raise it, or use fewer lanes"
         )
     reader = _Reader(manifest, records, vocabulary, words, False, cache_mib, sentences, pin, read)
     rows = (order.rows(one, rank, ranks) for one in count(step))

@@ -199,7 +199,7 @@ def test_seeking_far_ahead_deals_one_epoch_and_opens_its_shards_only(monkeypatch
     "change, message",
     [
         ({"batch": 41}, "40 pairs do not fill a batch of 41 over 4 lanes; lower the batch to at most 40"),
-        ({"lanes": 41}, "40 pairs do not fill a batch of 8 over 41 lanes"),
+        ({"lanes": 41}, "40 pairs do not fill a batch of 8 over 41 lanes; lower the lanes to at most 40"),
         ({"batch": 0}, "batch 0"),
         ({"lanes": 0}, "lanes 0"),
         ({"seed": -1}, "seed -1"),

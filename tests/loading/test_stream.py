@@ -248,10 +248,12 @@ def test_closing_or_dropping_a_stream_ends_its_threads(shelf) -> None:
 
 def test_closing_waits_for_the_shards_being_decoded_and_begins_no_other(shelf) -> None:
     data = shelf([[2] * 5] * 30)
-    reading, go = threading.Semaphore(0), threading.Event()
+    order = Lanes([record.pairs for record in data.manifest.shards], batch=8, lanes=4, seed=3)
+    first = {data.manifest.shards[shard].name for shard in order.rows(0)[0]}
+    reading, go, closed = threading.Semaphore(0), threading.Event(), threading.Event()
 
     def read(record):
-        if len(data.opened) >= 6:
+        if record.name not in first:
             reading.release()
             assert go.wait(20)
         return data.read(record)
@@ -260,14 +262,13 @@ def test_closing_waits_for_the_shards_being_decoded_and_begins_no_other(shelf) -
     next(batches)
     for _ in range(2):
         assert reading.acquire(timeout=20)  # both threads are inside a read
-    closing = threading.Thread(target=batches.close)
-    closing.start()
-    time.sleep(0.05)
-    assert closing.is_alive()
     before = len(data.opened)
+    closing = threading.Thread(target=lambda: (batches.close(), closed.set()))
+    closing.start()
+    assert not closed.wait(0.3)
     go.set()
-    closing.join(20)
-    assert not closing.is_alive() and len(data.opened) == before + 2
+    assert closed.wait(20)
+    assert len(data.opened) == before + 2
 
 
 def test_a_stream_in_a_reference_cycle_is_collected_by_whoever_comes_by(shelf) -> None:
