@@ -26,6 +26,7 @@ from pipeline import storage
 from pipeline.config import RunConfig, from_dict, to_dict
 from pipeline.models.base import CaptionModel
 from pipeline.models.build import build_model
+from pipeline.models.sharpener import Sharpener
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.state import TrainState
 
@@ -75,6 +76,14 @@ class Checkpoint:
         model = build_model(origin.config.model, len(origin.vocabulary), origin.size, origin.channels)
         model.load_state_dict(self.networks["model"])
         return model.eval()
+
+    def sharpener(self) -> Sharpener:
+        """The sharpener of a run's drawings, rebuilt and ready to use."""
+        origin, weights = self.origin, self.networks["sharpener"]
+        width = weights["generator.sentence.linear.weight"].shape[1]
+        sharpener = Sharpener(origin.channels, origin.size, width, origin.config.sharpen.maps)
+        sharpener.load_state_dict(weights)
+        return sharpener.eval()
 
 
 def save(
@@ -155,6 +164,11 @@ def load_model(path: str) -> tuple[CaptionModel, Origin, int]:
     return checkpoint.model(), checkpoint.origin, checkpoint.step
 
 
+def load_sharpener(path: str) -> Sharpener:
+    """A checkpoint's sharpener in evaluation mode: from the files alone."""
+    return load(path, optimizers=False).sharpener()
+
+
 def found(folder: str) -> list[str]:
     """Paths of the checkpoints under a folder, by step; whether they are whole is known once they are read."""
     paths = [storage.join(folder, name) for name in storage.listing(folder) if name.startswith("step-")]
@@ -189,7 +203,7 @@ def _first_whole(paths: Any, optimizers: bool, say: Callable[[str], None]) -> Ch
 
 def _retain(folder: str, step: int) -> None:
     """Remove all but the latest ones, up to `step`, and the best of them; later ones are damaged, or we had begun there."""
-    paths = [path for path in found(folder) if _step(path) <= step]
+    paths = [path for path in found(folder) if step_of(path) <= step]
     measured = [path for path in paths if _bound(path) > float("-inf")]
     kept = {*paths[-KEEP:], *([max(measured, key=_bound)] if measured else [])}
     for path in set(found(folder)) - kept:
@@ -238,7 +252,7 @@ def _digest_of(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _step(path: str) -> int:
+def step_of(path: str) -> int:
     return int(path.rpartition("-")[2])
 
 

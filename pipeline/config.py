@@ -38,7 +38,8 @@ _RULES = {
     "workers": "at least 1 worker",
     "save_every": "at least 1 step between checkpoints",
     "clip": "gradient norms are clipped at a number above 0",
-    "level": "known levels are 0 (coarse) and up",
+    "maps": "a layer has at least 1 map",
+    "content": "a weight is 0 or above",
 }
 
 
@@ -144,6 +145,8 @@ class TrainConfig:
     """Steps between checkpoints."""
     validate_every: int = 0
     """Steps between bounds on the validation split; 0: only at the end."""
+    validate_images: int = 1_000
+    """First images of the validation split that a bound is measured on; 0: all."""
     patience: int = 0
     """Validations without a better bound before training stops early; 0: never."""
     workers: int = 1
@@ -179,16 +182,24 @@ class SharpenConfig:
     maps: int = 128
     """Feature maps of the generator's and the discriminator's hidden layers."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd with rising momentum is eyescream's."""
+    """sgd is eyescream's."""
     lr: float = 0.02
     content: float = 0.0
-    """Weight of the squared error to the real image in the generator's loss; 0 is purely adversarial (the paper)."""
+    """Weight of the squared error to the real image, summed over its pixels, in the generator's loss; 0: none (the paper)."""
     seed: int = 0
     log_every: int = 20
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        _check(self, steps=self.steps >= 1, lr=self.lr > 0, save_every=self.save_every >= 1)
+        _check(
+            self,
+            steps=self.steps >= 1,
+            lr=self.lr > 0,
+            batch=self.batch >= 1,
+            maps=self.maps >= 1,
+            content=self.content >= 0,
+            save_every=self.save_every >= 1,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +221,12 @@ class EvaluationConfig:
     batch: int = 100
     workers: int = 2
     """Ray actors that score."""
+    gpu: bool = False
+    """One GPU a scoring actor."""
+    mean_captions: int = 2_000
+    """Training captions whose mean is retrieval's mean sentence; 0: all."""
+    features: str | None = None
+    """Weights (.safetensors) of a VGG-like net that finds similar photographs; without them, their pixels at 8x8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +239,12 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sharpen: SharpenConfig = field(default_factory=SharpenConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.sharpen.batch % self.train.workers:
+            raise ValueError(
+                f"sharpen.batch: {self.sharpen.batch} does not divide among {self.train.workers} workers (train.workers)"
+            )
 
 
 MODEL_KINDS = {"draw": DrawConfig}

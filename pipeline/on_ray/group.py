@@ -1,0 +1,222 @@
+"""A group of training processes under Ray Train: started, watched, started again when it dies, stopped when asked.
+
+Ray Train gives places to run, ranks and a process group. Checkpoints are ours (pipeline/checkpoint.py): a group that starts
+looks for the latest one itself, so a restart, a new submission and a run without Ray go on in the same way.
+
+Choice: one Ray Train run is one attempt, and this file decides about another. Ray's own FailureConfig retries every
+exception, so a wrong config or a loss that is not finite would cost a restart (20 s) for each retry before it is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from pipeline import checkpoint, storage
+from pipeline.config import TrainConfig
+from pipeline.training.ranks import Ranks, join
+
+Say = Callable[[str], None]
+CHECKPOINTS = "checkpoints"  # folder of a stage's checkpoints, below the stage's
+STOP, BOOKKEEPING = "stop", "ray"  # beside them: the request to stop, and what Ray Train writes for itself
+LOOK_EVERY_S = 0.5  # between looks for the request
+STARTS = 3  # groups that could not be started in time before we give up: there is no room for them
+
+# Of Ray Train. A group that is being started on a busy or growing cluster may take minutes; the end of a group is
+# noticed by polling, every 2 s unless told otherwise; and workers' prints would come twice.
+SETTINGS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+# What would happen again: mistakes in config, data or code. Anything else (lost processes and connections, storage that does
+# not answer) is tried again.
+LASTING = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
+LASTING_ERRNO = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
+
+
+def run_group(
+    work: Callable[[dict], dict | None], order: dict, config: TrainConfig, folder: str, say: Say = print
+) -> dict:
+    """Run `work(order)` on every worker of a group until it is done; returns what the first rank returned.
+
+    folder: of the stage. order: plain values; `stop` is added to it, for `StopRequest`. A group that died is started again
+    and goes on from the latest checkpoint, up to `config.retries` times without a new one. An error that would come again is
+    raised as it is. SIGTERM to this process asks the workers to save and end; then so does this process, by SystemExit.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    stop, kept, failures = storage.join(folder, STOP), _steps(folder), 0
+    storage.delete(stop)
+    _tell_room(config, say)
+    with _asked_to_stop(stop) as asked:
+        while True:
+            try:
+                result = _attempt(work, {**order, "stop": stop}, config, folder)
+            except TrainingFailedError as failure:
+                error = _cause(failure)
+                if _lasts(error):
+                    raise error from None
+                failures, kept = (failures + 1 if _steps(folder) == kept else 1), _steps(folder)
+                if asked.is_set() or failures > config.retries:
+                    raise OSError(
+                        f"training failed {failures} times without a new checkpoint: {_line(error)}"
+                    ) from failure
+                say(f"lost the workers ({_line(error)}): starting them again, {failures} of {config.retries}")
+                time.sleep(min(2.0**failures, 30.0))
+                continue
+            if asked.is_set():
+                storage.delete(stop)
+                say(f"stopped with a checkpoint at step {_steps(folder)[-1]}: the same command goes on from there")
+                raise SystemExit(128 + signal.SIGTERM)
+            if result.get("reason") != "stopped":  # stopped, but not by us: the machine is taken away, go on elsewhere
+                return result
+
+
+def enter_group(config: TrainConfig) -> Ranks | None:
+    """First line of a worker: threads, device and place in the group; None for one that is left over (ranks.join)."""
+    torch.set_num_threads(config.threads)
+    # Squares that RMSprop has decayed, and Gaussian windows, are denormal numbers: a hundred times slower, and as good as 0.
+    torch.set_flush_denormal(True)
+    return join(config.batch // config.accumulate, config.lanes, device=get_device() if config.gpu else "cpu")
+
+
+class StopRequest:
+    """Whether the run was asked to stop; looked up aside, because an object store takes its time to answer.
+
+    On the first rank only: the loop makes what one rank wants known to all.
+    """
+
+    def __init__(self, path: str, first: bool):
+        self._asked = threading.Event()
+        if first:
+            threading.Thread(target=self._look, args=(path,), name="stop-request", daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._asked.is_set()
+
+    def _look(self, path: str) -> None:
+        while not self._asked.wait(LOOK_EVERY_S):
+            with contextlib.suppress(OSError):  # no answer this time: ask again
+                if storage.exists(path):
+                    self._asked.set()
+
+
+def _attempt(work: Callable[[dict], dict | None], order: dict, config: TrainConfig, folder: str) -> dict:
+    """One Ray Train run, under a name of its own: Ray would take an old name for a wish to go on from its records."""
+    filesystem, path = storage.resolve(storage.join(folder, BOOKKEEPING))
+    storage.make_folder(storage.join(folder, BOOKKEEPING))
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=order,
+        torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,
+            use_gpu=config.gpu,
+            resources_per_worker=_resources(config),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:12]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=STARTS),
+        ),
+    )
+    try:
+        return trainer.fit().return_value or {}
+    finally:
+        with contextlib.suppress(OSError):
+            storage.delete(storage.join(folder, BOOKKEEPING))
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    return {"CPU": config.threads, **({"GPU": 1} if config.gpu else {})}
+
+
+def _tell_room(config: TrainConfig, say: Say) -> None:
+    """A line when the cluster is too small as it is; it may grow, so this is no error yet."""
+    least = config.min_workers or config.workers
+    for name, each in _resources(config).items():
+        if (there := ray.cluster_resources().get(name, 0)) < least * each:
+            say(
+                f"waiting for room: {least} workers x {each:g} {name} are asked for, the cluster has {there:g}; it starts when "
+                f"nodes join, else lower --train.workers{' or --train.threads' if name == 'CPU' else ''}"
+            )
+
+
+@contextlib.contextmanager
+def _asked_to_stop(stop: str) -> Iterator[threading.Event]:
+    """While the block runs, SIGTERM is passed on to the workers by a file; a second one ends this process as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be received
+        yield asked
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        asked.set()
+        storage.publish_text(stop, "")
+
+    before = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _cause(failure: TrainingFailedError) -> BaseException:
+    """The error behind Ray Train's: of a rank that failed by its own fault, if there is one."""
+    if isinstance(failure, ControllerError):
+        return failure.controller_failure
+    if not isinstance(failure, WorkerGroupError):
+        return failure
+    errors = [getattr(error, "_base_exc", error) for _, error in sorted(failure.worker_failures.items())]
+    return next((error for error in errors if _lasts(error)), errors[0] if errors else failure)
+
+
+def _lasts(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in LASTING_ERRNO
+    return isinstance(error, LASTING)
+
+
+def _steps(folder: str) -> list[int]:
+    """Steps of the checkpoints that are there."""
+    return [checkpoint.step_of(path) for path in checkpoint.found(storage.join(folder, CHECKPOINTS))]
+
+
+def _line(error: BaseException) -> str:
+    words = str(error).split()
+    return f"{type(error).__name__}: {' '.join(words)}"[:300]

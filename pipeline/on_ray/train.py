@@ -1,0 +1,117 @@
+"""Likelihood training on a Ray cluster: the loop of training/fit.py, its batches and its checkpoints, on every worker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Origin
+from pipeline.config import RunConfig, from_dict, to_dict
+from pipeline.loading.stream import ordered, stream
+from pipeline.models.build import build_model
+from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group
+from pipeline.sample import Manifest
+from pipeline.shards.manifest import VOCABULARY, load_manifest
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.tracking import Tracker
+from pipeline.training.fit import fit
+from pipeline.training.optim import make_optimizer
+from pipeline.training.ranks import Ranks
+from pipeline.training.state import TrainState
+from pipeline.training.validation import term_sums
+
+
+def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = print) -> dict:
+    """Train the config's model on the data set, in the stage's folder, from its latest checkpoint on.
+
+    tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step and its speed.
+    """
+    order = {"config": to_dict(config), "dataset": dataset, "folder": folder, "tracking": tracking}
+    return run_group(train_worker, order, config.train, folder, say)
+
+
+def train_worker(order: dict) -> dict | None:
+    """What each worker does."""
+    config = from_dict(RunConfig, order["config"])
+    if (ranks := enter_group(config.train)) is None:
+        return None
+    say = _say if ranks.first else lambda line: None
+    manifest = load_manifest(order["dataset"])
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(manifest.folder, VOCABULARY)))
+    origin = Origin(config, vocabulary, manifest.size, manifest.channels)
+    folder = storage.join(order["folder"], CHECKPOINTS)
+    state = start(origin, folder, ranks, say)
+    shared = {"words": config.train.words, "pin": config.train.gpu}
+    batches = stream(
+        manifest,
+        vocabulary,
+        batch=config.train.batch,
+        lanes=config.train.lanes,
+        seed=config.train.seed,
+        step=state.step,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        log=say,
+        **shared,
+    )
+
+    def validate() -> dict[str, float]:
+        first, count = share_of(manifest, config.train.validate_images, ranks)
+        if count == 0:
+            return {}
+        held_out = ordered(manifest, vocabulary, "val", batch=config.train.batch, start=first, limit=count, **shared)
+        return term_sums(state.model, held_out, seed=config.train.seed, first=first, device=ranks.device)
+
+    def save(state: TrainState, bound: float | None) -> None:
+        if ranks.first:
+            checkpoint.save(folder, state, origin, bound=bound, say=say)
+
+    with contextlib.closing(batches), first_rank_log(order, ranks) as log:
+        stop = StopRequest(order["stop"], ranks.first)
+        outcome = fit(
+            state, batches, config.train, ranks=ranks, validate=validate, log=log, save=save, stop=stop, say=say
+        )
+    return {"reason": outcome.reason, "step": outcome.step, "images_per_s": round(outcome.images_per_s, 1)}
+
+
+def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:
+    """The state to train from: the latest checkpoint's, else that of step 0, which is a function of the config."""
+    config = origin.config
+    model = build_model(config.model, len(origin.vocabulary), origin.size, origin.channels, config.train.seed)
+    state = TrainState.of(model.to(ranks.device), make_optimizer(model, config.train))
+    if (kept := checkpoint.latest(folder, say)) is not None:
+        kept.restore(state)
+        say(f"going on from step {state.step} of {config.train.steps} ({kept.path})")
+    check_same_step(state, ranks, folder)
+    return state
+
+
+def check_same_step(state: TrainState, ranks: Ranks, folder: str) -> None:
+    """Every rank read the checkpoints for itself: OSError if a file system showed them different ones."""
+    if len(steps := set(ranks.gather(state.step))) > 1:
+        raise OSError(
+            f"workers found different checkpoints (steps {sorted(steps)}) in {folder}: is it one folder for all?"
+        )
+
+
+def share_of(manifest: Manifest, images: int, ranks: Ranks) -> tuple[int, int]:
+    """First image, and how many, of the validation split that a rank measures."""
+    there = sum(record.samples for record in manifest.split("val"))
+    total = min(images or there, there)
+    first, last = (total * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
+    return first, last - first
+
+
+@contextlib.contextmanager
+def first_rank_log(order: dict, ranks: Ranks) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """A function that records metrics: in the tracked run on the first rank, nowhere on the others."""
+    if not ranks.first or order["tracking"] is None:
+        yield lambda metrics, step: None
+        return
+    with Tracker.open(*order["tracking"]) as tracker:
+        yield tracker.metrics
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
