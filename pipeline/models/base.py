@@ -16,6 +16,7 @@ class CaptionModel(nn.Module):
     """Base of the systems with a lower bound. `noise_shape` is one image's standard normal noise, e.g. (T, Z)."""
 
     noise_shape: tuple[int, ...]
+    sentence_width: int  # S of `describe`
 
     def terms(self, batch: Batch, noise: Tensor) -> Terms:
         """noise (B, *noise_shape) -> losses (B,) by name in nats, from one Monte-Carlo sample of the posterior."""

@@ -88,6 +88,7 @@ class DrawModel(CaptionModel):
         else:
             self.language = WordStates(vocabulary, config.language)
             sentence = self.language.width
+        self.sentence_width = sentence
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
 
         self.read_window = nn.Linear(generator, 5)

@@ -94,3 +94,11 @@ class LevelDiscriminator(nn.Module):
 def drop_half(features: Tensor, noise: Tensor | None) -> Tensor:
     """(B, F): features where noise > 0, doubled; all of them as they are without noise. Dropout 0.5."""
     return features if noise is None else 2 * features * (noise > 0)
+
+
+class Levels(nn.ModuleList):
+    """Networks of one kind, one a level, as one module: DistributedDataParallel wraps all of them at once."""
+
+    def forward(self, inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
+        """The inputs of each level -> its output."""
+        return [level(*given) for level, given in zip(self, inputs, strict=True)]

@@ -6,7 +6,6 @@ stays as it is; training/adversarial.py trains it against a discriminator (lapga
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.models.lapgan import LevelGenerator

@@ -15,7 +15,7 @@ def test_a_pyramid_gives_back_every_pixel_value(size: int, levels: int, channels
     assert len(residuals) == levels - 1
     again = compose(coarse, residuals)
     assert torch.equal((again * 255).round().to(torch.uint8), pixels)
-    assert (again - pixels.float() / 255).abs().max() <= 2 ** -23 * levels  # a rounding a level, no more
+    assert (again - pixels.float() / 255).abs().max() <= 2**-23 * levels  # a rounding a level, no more
 
 
 def test_shrinking_by_two_is_the_mean_of_four_pixels() -> None:
