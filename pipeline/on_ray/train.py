@@ -80,18 +80,18 @@ def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:
     config = origin.config
     model = build_model(config.model, len(origin.vocabulary), origin.size, origin.channels, config.train.seed)
     state = TrainState.of(model.to(ranks.device), make_optimizer(model, config.train))
-    if (kept := checkpoint.latest(folder, say)) is not None:
-        kept.restore(state)
-        say(f"going on from step {state.step} of {config.train.steps} ({kept.path})")
-    check_same_step(state, ranks, folder)
+    go_on(state, folder, config.train.steps, ranks, say)
     return state
 
 
-def check_same_step(state: TrainState, ranks: Ranks, folder: str) -> None:
-    """Every rank read the checkpoints for itself: OSError if a file system showed them different ones."""
-    if len(steps := set(ranks.gather(state.step))) > 1:
+def go_on(state: TrainState, folder: str, steps: int, ranks: Ranks, say: Say) -> None:
+    """Restore the latest checkpoint, if there is one. OSError if a file system showed the ranks different ones."""
+    if (kept := checkpoint.latest(folder, say)) is not None:
+        kept.restore(state)
+        say(f"going on from step {state.step} of {steps} ({kept.path})")
+    if len(seen := set(ranks.gather(state.step))) > 1:
         raise OSError(
-            f"workers found different checkpoints (steps {sorted(steps)}) in {folder}: is it one folder for all?"
+            f"workers found different checkpoints (steps {sorted(seen)}) in {folder}: is it one folder for all?"
         )
 
 
