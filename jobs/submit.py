@@ -96,10 +96,10 @@ def _reachable(surroundings: dict[str, str]) -> str:
     address = surroundings.get("RAY_API_SERVER_ADDRESS")
     if not address:
         raise ValueError("no Ray to submit to: start one here with `make up`, or set RAY_API_SERVER_ADDRESS")
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/version")
-    if token := _token(surroundings):
-        request.add_header("Authorization", f"Bearer {token}")
     try:
+        request = urllib.request.Request(f"{address.rstrip('/')}/api/version")
+        if token := _token(surroundings):
+            request.add_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=10):
             return address
     except urllib.error.HTTPError as error:

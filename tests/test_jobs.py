@@ -1,0 +1,139 @@
+"""The jobs as programs: quick help, exit codes, one clear line for a mistake, JSON last."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobs import submit
+from jobs.arguments import Arguments, parse
+from jobs.workspace import STAGES
+
+ROOT = Path(__file__).resolve().parent.parent
+DOC = "python -m jobs.train"
+
+
+def run(*words: str, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "CANVAS_"))
+    }
+    environment |= {"PYTHONPATH": str(ROOT), **changes}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_every_stage_is_a_job_of_its_own() -> None:
+    assert set(STAGES) | {"experiment", "sync"} <= set(submit.JOBS)
+
+
+@pytest.mark.parametrize("job", ["submit", *submit.JOBS])
+def test_help_is_quick_and_shows_the_command_to_paste(job: str) -> None:
+    seconds = []
+    for _ in range(3):  # the first may have to compile
+        before = os.times()
+        done = run(f"jobs.{job}", "--help")
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m jobs.{job}" in done.stdout
+    assert min(seconds) < 1, "processor seconds: nothing heavy may be imported for it"
+
+
+@pytest.mark.parametrize("job", [*STAGES, "experiment"])
+def test_a_mistake_in_the_command_is_one_line_and_not_zero(job: str, tmp_path: Path) -> None:
+    for words, said in {
+        ("digit-demo",): "did you mean digits-demo",
+        (): "a recipe's name comes first",
+        ("digits-demo", "--train.step", "3"): "--train.step",
+        ("digits-demo", "--train.steps", "many"): "many",
+        ("digits-demo", "--train.steps", "0"): "TrainConfig.steps: 0 is not allowed",
+    }.items():
+        done = run(f"jobs.{job}", *words, cwd=tmp_path)
+        assert done.returncode == 2, (words, done.stderr)
+        assert done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) == 1 and said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_paths_are_meant_from_where_the_job_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse(DOC, ["digits-demo"]).out == str(tmp_path / "out")
+    monkeypatch.setenv("CANVAS_FOLDER", "/home/me")
+    arguments = parse(DOC, ["digits-demo", "--data", "mnist", "--out", "s3://bucket/out"])
+    assert (arguments.data, arguments.out) == ("/home/me/mnist", "s3://bucket/out")
+
+
+def test_a_relative_path_in_a_folder_that_ray_throws_away_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("CANVAS_FOLDER", raising=False)
+    with pytest.raises(ValueError, match="give the absolute path instead of out"):
+        parse(DOC, ["digits-demo"])
+    assert parse(DOC, ["digits-demo", "--out", "/data/out"], Arguments).out == "/data/out"
+
+
+def test_submitting_to_no_cluster_is_one_line(tmp_path: Path) -> None:
+    for address, said in {
+        "http://127.0.0.1:9": "no Ray at http://127.0.0.1:9",
+        "nonsense": "no Ray at nonsense",
+    }.items():
+        done = run("jobs.submit", "train", "digits-demo", cwd=tmp_path, RAY_API_SERVER_ADDRESS=address)
+        assert done.returncode == 2 and said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_job_gets_the_variables_it_needs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "AWS_SECRET_ACCESS_KEY": "planted", "AWS_REGION": "x"}
+    monkeypatch.setenv("CANVAS_COMMIT", "abc")
+    given = submit.environment(here, "http://127.0.0.1:8265", ["AWS_REGION"])
+    assert given["CANVAS_FOLDER"] == os.getcwd() and given["CANVAS_COMMIT"] == "abc" and given["AWS_REGION"] == "x"
+    assert "planted" not in json.dumps(given)
+    assert "CANVAS_FOLDER" not in submit.environment(here, "http://ray.example:8265", [])
+    with pytest.raises(ValueError, match="--env NOT_SET"):
+        submit.environment(here, "http://127.0.0.1:8265", ["NOT_SET"])
+
+
+@pytest.mark.parametrize("with_gitignore", [True, False])
+def test_no_secret_no_data_and_no_result_is_uploaded(tmp_path: Path, with_gitignore: bool) -> None:
+    """The package is made by Ray's own code, from a copy of this folder in which all of that lies about."""
+    from ray._private.runtime_env.packaging import create_package
+
+    project = tmp_path / "project"
+    code = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("pipeline", "jobs", "cluster"):
+        shutil.copytree(ROOT / name, project / name, ignore=code)
+    for name in (".rayignore", ".gitignore", "pyproject.toml", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, project / name)
+    expected = {str(path.relative_to(project)) for path in project.rglob("*.py")}
+    for name in (
+        ".env .env.prod key.pem cluster/tls.key credentials.json jobs/credentials .local/token .local/mlflow/mlflow.db "
+        ".venv/lib/site.py out/runs/demo/config.json data/mnist/train-images.gz mlflow.db pipeline/model.pt train.tar "
+        "weights.safetensors manifest.parquet .git/config tests/test_x.py ray.log"
+    ).split():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("planted")
+    package = tmp_path / "package.zip"
+    create_package(str(project), package, include_gitignore=with_gitignore, excludes=[])
+    with zipfile.ZipFile(package) as uploaded:
+        files = {info.filename for info in uploaded.infolist() if not info.is_dir()}
+        assert [name for name in files if uploaded.read(name) == b"planted"] == []
+    assert expected <= files
+    assert package.stat().st_size < 5 * 2**20
+
+
+def test_the_demo_is_the_main_job_and_can_be_started_over() -> None:
+    for words, fresh in {("demo",): False, ("demo", "FRESH=1"): True}.items():
+        planned = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert f'jobs.submit experiment digits-demo --out "{ROOT}/out"' in planned
+        assert ("--fresh" in planned) == fresh
