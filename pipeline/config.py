@@ -40,6 +40,8 @@ _RULES = {
     "clip": "gradient norms are clipped at a number above 0",
     "maps": "a layer has at least 1 map",
     "content": "a weight is 0 or above",
+    "latent": "a latent vector has at least 1 number",
+    "deviation": "a standard deviation is above 0",
 }
 
 
@@ -110,7 +112,33 @@ class DrawConfig:
         _check(self, steps=self.steps >= 1, read_size=self.read_size >= 1, write_size=self.write_size >= 1)
 
 
-ModelConfig = DrawConfig  # a union as systems are added: each names itself by `kind`
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig:
+    """Conditional VAE with a least-squares cost; the paper gives no sizes, all of these are ours."""
+
+    kind: ClassVar[str] = "vae"
+    body: Literal["fc", "conv"] = "fc"
+    """Fully connected layers, or three convolutions and three transposed ones."""
+    caption: Literal["mean", "skipthought"] = "mean"
+    """Where the sentence vector comes from: the mean of own word states, or given skip-thought vectors."""
+    latent: int = 100
+    """Z, width of the latent vector."""
+    hidden: int = 1_000
+    """Width of the fully connected layers."""
+    maps: int = 64
+    """Feature maps of the finest convolution; each coarser one has twice as many."""
+    deviation: float = 0.15
+    """Standard deviation of a pixel around its mean: what weighs the squared error against the KL term."""
+    language: int = 128
+    """Width of the caption LSTM in each direction (caption = mean)."""
+    sentence: int = 4800
+    """Width of the sentence vector (caption = skipthought)."""
+
+    def __post_init__(self) -> None:
+        _check(self, latent=self.latent >= 1, maps=self.maps >= 1, deviation=self.deviation > 0)
+
+
+ModelConfig = DrawConfig | VaeConfig  # each system names itself by `kind`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +275,7 @@ class RunConfig:
             )
 
 
-MODEL_KINDS = {"draw": DrawConfig}
+MODEL_KINDS = {config.kind: config for config in (DrawConfig, VaeConfig)}
 
 
 def to_dict(config: Any) -> dict:

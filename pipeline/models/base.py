@@ -17,6 +17,7 @@ class CaptionModel(nn.Module):
 
     noise_shape: tuple[int, ...]
     sentence_width: int  # S of `describe`
+    bernoulli = True  # whether recon of `terms` is the Bernoulli cost of the image of `reconstruct`
 
     def terms(self, batch: Batch, noise: Tensor) -> Terms:
         """noise (B, *noise_shape) -> losses (B,) by name in nats, from one Monte-Carlo sample of the posterior."""

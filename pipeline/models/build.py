@@ -7,8 +7,9 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.models.base import CaptionModel
 from pipeline.models.draw import DrawModel
+from pipeline.models.vae import VaeModel
 
-MODELS = {"draw": DrawModel}
+MODELS = {"draw": DrawModel, "vae": VaeModel}
 
 
 def build_model(config: ModelConfig, vocabulary: int, size: int, channels: int, seed: int = 0) -> CaptionModel:

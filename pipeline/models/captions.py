@@ -87,3 +87,24 @@ class Align(nn.Module):
 def mean_of_words(states: Tensor, keep: Tensor) -> Tensor:
     """(B, N, M), (B, N) -> (B, M): mean over the words that are kept."""
     return (states * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+
+
+class SentenceVector(nn.Module):
+    """One vector a caption, for the systems that do not look at single words: it is given, or made of own word states.
+
+    Choice: where no sentence vectors are given, it is the mean of the states of a BiLSTM that is trained with the system, as
+    in noalignDRAW, so that a system works without anybody else's weights.
+    """
+
+    def __init__(self, caption: str, vocabulary: int, language: int, sentence: int):
+        super().__init__()
+        self.states = WordStates(vocabulary, language) if caption == "mean" else None
+        self.width = sentence if self.states is None else self.states.width
+
+    def forward(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
+        """words, keep (B, N), sentence (B, S) or None -> (B, S): the given vector, if there is one."""
+        if sentence is not None:
+            return sentence
+        if self.states is None:
+            raise ValueError("this model draws from sentence vectors (caption = skipthought): the batch has none")
+        return mean_of_words(self.states(words, keep), keep)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,3 +40,9 @@ def bernoulli_nll_of_mean(mean: Tensor, image: Tensor, margin: float = 1e-3) -> 
 def bernoulli_entropy(image: Tensor) -> Tensor:
     """(B, ...) -> (B,) nats: the floor of `bernoulli_nll`, reached by the mean that equals the image."""
     return -(torch.xlogy(image, image) + torch.xlogy(1 - image, 1 - image)).flatten(1).sum(1)
+
+
+def gaussian_nll(mean: Tensor, image: Tensor, deviation: float) -> Tensor:
+    """-log p(image) under independent N(mean, deviation^2) pixels: (B, ...) x 2 -> (B,), nats of a density."""
+    squares = (image - mean).square().flatten(1)
+    return squares.sum(1) / (2 * deviation**2) + squares.shape[1] * math.log(deviation * math.sqrt(2 * math.pi))
