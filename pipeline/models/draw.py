@@ -9,7 +9,6 @@ sentence vector s_t a step receives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from pipeline.models.captions import Align, WordStates, mean_of_words
 from pipeline.models.filterbank import from_rows, join_channels, make_window, read_patch, to_rows, write_patch
 from pipeline.models.likelihood import bernoulli_nll, gaussian_kl, standard_kl
 from pipeline.models.lstm import LSTMCell, advance
+from pipeline.models.shared import Shared
 from pipeline.sample import Batch, Generated, Terms
 
 
@@ -58,7 +58,23 @@ class Drawing(NamedTuple):
     alpha: Tensor | None = None  # (B, N) the words' weights at this step
 
 
-Look = Callable[[Tensor], Views]
+@dataclass(frozen=True)
+class Weights:
+    """The matrices every step of a pass multiplies by (shared.py)."""
+
+    views: Shared  # of the generator state, all in one
+    bias: Tensor
+    sizes: dict[str, int]  # rows of each view
+    latent: Shared
+    sentence: Shared
+    patch: Shared | None  # inference only
+    recurrent: Shared | None
+    posterior: Shared | None
+
+    def look(self, hidden: Tensor) -> Views:
+        """h^gen_t (B, G) -> its views."""
+        parts = self.views.add(self.bias, hidden).split(list(self.sizes.values()), dim=1)
+        return Views(**dict.fromkeys(Views._fields) | dict(zip(self.sizes, parts, strict=True)))
 
 
 class DrawModel(CaptionModel):
@@ -110,7 +126,7 @@ class DrawModel(CaptionModel):
 
     # ---- the equations
 
-    def infer(self, drawing: Drawing, image: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    def infer(self, drawing: Drawing, image: Tensor, weights: Weights) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """(1)-(4): image (B, S, C, S) -> encoder state and memory (B, E); mean, log std (B, Z) of Q(z_t).
 
         read is linear, so reading xhat_t is reading x less reading sigmoid(c_{t-1}): no image-sized difference is made.
@@ -118,27 +134,25 @@ class DrawModel(CaptionModel):
         window = make_window(drawing.views.read_window, self.config.read_size, self.size)
         seen = read_patch(image, window)
         missing = seen - read_patch(torch.sigmoid(drawing.canvas), window)
-        gates = torch.addmm(drawing.views.encoder, join_channels(seen, missing), self.encoder_patch.weight.t())
-        hidden, memory = advance(
-            torch.addmm(gates, drawing.encoder[0], self.encoder.recurrent.weight.t()), drawing.encoder[1]
-        )
-        mean, log_variance = self.posterior(hidden).chunk(2, dim=1)
+        gates = weights.patch.add(drawing.views.encoder, join_channels(seen, missing))
+        hidden, memory = advance(weights.recurrent.add(gates, drawing.encoder[0]), drawing.encoder[1])
+        mean, log_variance = weights.posterior.add(self.posterior.bias, hidden).chunk(2, dim=1)
         return (hidden, memory), mean, 0.5 * log_variance
 
     def prior_of(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """(5) for t >= 2: the prior's view of h^gen_{t-1} (..., 2Z) -> mean, log std (..., Z), both in [-1, 1]."""
         return torch.tanh(view).chunk(2, dim=-1)
 
-    def step(self, drawing: Drawing, latent: Tensor, caption: Caption, look: Look) -> Drawing:
+    def step(self, drawing: Drawing, latent: Tensor, caption: Caption, weights: Weights) -> Drawing:
         """(6)-(8), the same for inference and generation: z_t (B, Z) is painted onto the canvas."""
-        gates = torch.addmm(drawing.views.recurrent, latent, self.generator_latent.weight.t())
+        gates = weights.latent.add(drawing.views.recurrent, latent)
         if caption.fixed is not None:
             gates, alpha = gates + caption.fixed, None
         else:
             sentence, alpha = self.align(caption.states, caption.projected, drawing.views.query, caption.keep)
-            gates = torch.addmm(gates, sentence, self.generator_sentence.weight.t())
+            gates = weights.sentence.add(gates, sentence)
         hidden, memory = advance(gates, drawing.memory)
-        views = look(hidden)
+        views = weights.look(hidden)
         window = make_window(views.write_window, self.config.write_size, self.size)
         canvas = drawing.canvas + write_patch(views.patch, window, self.channels)
         return Drawing(canvas, hidden, memory, views, drawing.encoder, alpha)
@@ -148,15 +162,15 @@ class DrawModel(CaptionModel):
     def reconstruct(self, batch: Batch, noise: Tensor) -> tuple[Terms, Tensor]:
         """One sample of Q: noise (B, T, Z) -> losses recon, kl (B,) in nats, and sigmoid(c_T) (B, C, H, W)."""
         image = to_rows(batch.images)
-        caption, look = self._caption(batch.words, batch.keep, batch.sentence), self._look(infer=True)
-        drawing = self._blank(len(batch), look)
+        caption, weights = self._caption(batch.words, batch.keep, batch.sentence), self._weights(infer=True)
+        drawing = self._blank(len(batch), weights)
         means, log_stds, hiddens = [], [], []
         for epsilon in noise.unbind(1):
             hiddens.append(drawing.hidden)  # h^gen_{t-1}: where P(z_t) comes from
-            encoder, mean, log_std = self.infer(drawing, image)
+            encoder, mean, log_std = self.infer(drawing, image, weights)
             means.append(mean)
             log_stds.append(log_std)
-            drawing = self.step(drawing._replace(encoder=encoder), mean + log_std.exp() * epsilon, caption, look)
+            drawing = self.step(drawing._replace(encoder=encoder), mean + log_std.exp() * epsilon, caption, weights)
         kl = standard_kl(means[0], log_stds[0])
         if self.config.steps > 1:  # the priors are needed only here, so they are made all at once
             prior = self.prior_of(self.prior(torch.stack(hiddens[1:])))
@@ -169,14 +183,14 @@ class DrawModel(CaptionModel):
 
     def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
         """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, canvases (T, B, C, H, W), alignments."""
-        caption, look = self._caption(words, keep, sentence), self._look(infer=False)
-        drawing = self._blank(len(words), look)
+        caption, weights = self._caption(words, keep, sentence), self._weights(infer=False)
+        drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
         for index, latent in enumerate(noise.unbind(1)):
             if index > 0:
                 mean, log_std = self.prior_of(drawing.views.prior)
                 latent = mean + log_std.exp() * latent
-            drawing = self.step(drawing, latent, caption, look)
+            drawing = self.step(drawing, latent, caption, weights)
             canvases.append(drawing.canvas)
             alphas.append(drawing.alpha)
         shown = from_rows(torch.sigmoid(torch.stack(canvases)))
@@ -198,8 +212,8 @@ class DrawModel(CaptionModel):
             return Caption(states=states, projected=self.align.U(states), keep=keep)
         return Caption(fixed=self.generator_sentence(self.describe(words, keep, sentence)))
 
-    def _look(self, infer: bool) -> Look:
-        """The layers that see a generator state, as one layer; made anew in each pass, since it copies their weights."""
+    def _weights(self, infer: bool) -> Weights:
+        """The matrices of a pass: those that see the generator state as one, the others by name."""
         layers = {
             "write_window": self.write_window,
             "patch": self.write,
@@ -216,23 +230,25 @@ class DrawModel(CaptionModel):
         bias = torch.cat(
             [zero.expand(len(layer.weight)) if biases[name] is None else biases[name] for name, layer in used.items()]
         )
-        sizes = [len(layer.weight) for layer in used.values()]
-        none = dict.fromkeys(layers)
+        return Weights(
+            views=Shared(weight),
+            bias=bias,
+            sizes={name: len(layer.weight) for name, layer in used.items()},
+            latent=Shared(self.generator_latent.weight),
+            sentence=Shared(self.generator_sentence.weight),
+            patch=Shared(self.encoder_patch.weight) if infer else None,
+            recurrent=Shared(self.encoder.recurrent.weight) if infer else None,
+            posterior=Shared(self.posterior.weight) if infer else None,
+        )
 
-        def look(hidden: Tensor) -> Views:
-            parts = torch.addmm(bias, hidden, weight.t()).split(sizes, dim=1)
-            return Views(**none | dict(zip(used, parts, strict=True)))
-
-        return look
-
-    def _blank(self, batch: int, look: Look) -> Drawing:
+    def _blank(self, batch: int, weights: Weights) -> Drawing:
         hidden = self.generator_start.expand(batch, -1)
         encoder = self.encoder_start.expand(batch, -1)
         return Drawing(
             canvas=self.canvas_start.expand(batch, -1, -1, -1),
             hidden=hidden,
             memory=torch.zeros_like(hidden),
-            views=look(hidden),
+            views=weights.look(hidden),
             encoder=(encoder, torch.zeros_like(encoder)),
         )
 

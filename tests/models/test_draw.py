@@ -182,14 +182,14 @@ def test_generation_runs_the_same_step_with_latents_from_the_prior(config, chann
     noise = noise_rows(model.noise_shape, 3, (2,)).double()
     with torch.no_grad():
         drawn = model.sample(batch.words, batch.keep, batch.sentence, noise)
-        caption, look = model._caption(batch.words, batch.keep, batch.sentence), model._look(infer=True)
-        drawing = model._blank(3, look)
+        caption, weights = model._caption(batch.words, batch.keep, batch.sentence), model._weights(infer=True)
+        drawing = model._blank(3, weights)
         for t in range(config.steps):
             latent = noise[:, t]
             if t > 0:
                 both = torch.tanh(drawing.hidden @ model.prior.weight.T + model.prior.bias)
                 latent = both[:, : config.latent] + both[:, config.latent :].exp() * latent
-            drawing = model.step(drawing, latent, caption, look)
+            drawing = model.step(drawing, latent, caption, weights)
     assert drawn.canvases.shape == (config.steps, 3, channels, 7, 7)
     torch.testing.assert_close(drawn.images, torch.sigmoid(drawing.canvas).transpose(1, 2))
     torch.testing.assert_close(drawn.images, drawn.canvases[-1])
