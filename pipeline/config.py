@@ -41,6 +41,7 @@ _RULES = {
     "maps": "a layer has at least 1 map",
     "content": "a weight is 0 or above",
     "latent": "a latent vector has at least 1 number",
+    "attend": "a weight is 0 or above",
     "deviation": "a standard deviation is above 0",
 }
 
@@ -138,7 +139,27 @@ class VaeConfig:
         _check(self, latent=self.latent >= 1, maps=self.maps >= 1, deviation=self.deviation > 0)
 
 
-ModelConfig = DrawConfig | VaeConfig  # each system names itself by `kind`
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    """Show, Attend and Tell on small images: pictures -> captions."""
+
+    kind: ClassVar[str] = "captioner"
+    maps: int = 64
+    """Feature maps of the first convolution; a place's feature vector has four times as many numbers."""
+    attention: int = 256
+    """Width of the attention's hidden layer."""
+    hidden: int = 512
+    """Width of the LSTM."""
+    word: int = 256
+    """Width of a word's vector."""
+    attend: float = 1.0
+    """Weight of the penalty on places that are attended to more or less than once in a caption; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(self, maps=self.maps >= 1, attend=self.attend >= 0)
+
+
+ModelConfig = DrawConfig | VaeConfig | CaptionerConfig  # each system names itself by `kind`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +296,7 @@ class RunConfig:
             )
 
 
-MODEL_KINDS = {config.kind: config for config in (DrawConfig, VaeConfig)}
+MODEL_KINDS = {config.kind: config for config in (DrawConfig, VaeConfig, CaptionerConfig)}
 
 
 def to_dict(config: Any) -> dict:

@@ -1,0 +1,337 @@
+"""Everything that is measured of a trained model, on workers that hold it and take blocks of images or captions.
+
+It comes after training and sharpening (paper section 5, appendix). `Scorer` is what a worker does, without Ray; `evaluate`
+cuts the work, hands it to a pool and adds up what comes back. Every block is a pure function of (checkpoints, data set,
+settings, its arguments): its noise comes from (seed, image or caption number). So the figures do not depend on how many
+workers there were, and a block of a lost worker is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint, storage
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import judge as judges
+from pipeline.evaluation.bound import measure_bound
+from pipeline.evaluation.retrieval import ranks, summary
+from pipeline.evaluation.scores import score_caption, score_mean, sum_sentences
+from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, vgg_features
+from pipeline.evaluation.ssi import similarity
+from pipeline.evaluation.tally import Tally, merge
+from pipeline.generate import draw_captions, row_noise
+from pipeline.loading.stream import ordered
+from pipeline.on_ray.pool import Block, Pool
+from pipeline.sample import Batch, Manifest
+from pipeline.shards.manifest import description, load_manifest
+from pipeline.shards.members import read_shard
+from pipeline.sources import mnist_captions as digit_captions
+
+POSTERIOR = 4  # stream of noise of the bounds: training takes (seed, 1, step), drawings (seed, 3, row)
+JUDGE_TRAIN, JUDGE_TEST = 6_000, 2_000  # canvases at most
+QUERIES_A_BLOCK = 5
+JUDGED = ("digits", "mnist")  # sources whose drawings the judge can read
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be measured, by name: small enough to be sent to every worker."""
+
+    dataset: str  # folder of the data set
+    model: str  # checkpoint of the drawing model
+    sharpener: str | None  # checkpoint of the sharpener
+    settings: EvaluationConfig
+
+
+class Scorer:
+    """One worker's model and data, opened when first needed."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.settings, self.seed = order, order.settings, order.settings.seed
+        self.device = torch.device("cuda" if order.settings.gpu else "cpu")
+        torch.set_flush_denormal(True)  # the windows' Gaussians underflow, and denormals are slow
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return load_manifest(self.order.dataset)
+
+    @cached_property
+    def drawer(self) -> tuple[Any, Any]:
+        """The drawing model and its vocabulary."""
+        model, origin, _ = checkpoint.load_model(self.order.model)
+        return model.to(self.device).eval(), origin.vocabulary
+
+    @cached_property
+    def sharpener(self) -> torch.nn.Module | None:
+        if self.order.sharpener is None:
+            return None
+        return checkpoint.load_sharpener(self.order.sharpener).to(self.device).eval()
+
+    @cached_property
+    def test(self) -> tuple[Tensor, list[str]]:
+        """All images of the test split (n, C, H, W) uint8, and the first caption of each."""
+        return read_split(self.manifest, "test")
+
+    # ---- blocks
+
+    def bound(self, split: str, start: int, count: int) -> dict[str, Tally]:
+        """Nats per image of `count` images of a split, each with its first caption."""
+        model, _ = self.drawer
+        tallies = []
+        for place, batch in self._batches(split, start, count):
+            tallies.append(measure_bound(model, batch, self._noise(range(place, place + len(batch))), self.sharpener))
+        return merge(tallies)
+
+    def sentences(self, start: int, count: int) -> tuple[int, np.ndarray]:
+        """Number and sum of sentence vectors of training captions."""
+        parts = [sum_sentences(self.drawer[0], batch) for _, batch in self._batches("train", start, count)]
+        return sum(number for number, _ in parts), sum(total for _, total in parts)
+
+    def features(self, start: int, count: int, judge: bytes | None) -> tuple[np.ndarray, list[str]]:
+        """What test images look like (count, F), and the caption of each: what the shortlists are made of."""
+        images, captions = self.test[0][start : start + count] / 255, self.test[1][start : start + count]
+        if judge is not None:
+            with torch.no_grad():
+                return judges.from_bytes(judge)[0].features(images).numpy(), captions
+        if self.settings.features is not None:
+            return vgg_features(load_vgg(storage.read_bytes(self.settings.features)), images), captions
+        return pixel_features(images), captions
+
+    def mean_scores(self, images: np.ndarray, sentence: np.ndarray) -> np.ndarray:
+        """Test images (n,) by number -> log p(x | mean sentence) (n,), nats."""
+        vector = torch.from_numpy(sentence).float().to(self.device)
+        return score_mean(self.drawer[0], self._images(images), vector, self._noise(images))
+
+    def scores(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Captions (q,) by number, their candidates (q, C) -> log p(x | y) (q, C), nats."""
+        model, vocabulary = self.drawer
+        words, keep = vocabulary.encode([self.test[1][query] for query in queries])
+        words, keep = words.to(self.device), keep.to(self.device)
+        return np.stack(
+            [
+                score_caption(model, self._images(row), words[i], keep[i], None, self._noise(row))
+                for i, row in enumerate(candidates)
+            ]
+        )
+
+    def similarity(self, start: int, count: int) -> dict[str, Tally]:
+        """Structural similarity of drawings of test captions to their image, and the same of sharpened drawings."""
+        images, captions = (part[start : start + count] for part in self.test)
+        samples = self.settings.ssi_samples
+        rows = range(start * samples, (start + count) * samples)
+        drawn = draw_captions(
+            *self.drawer, captions, self.seed, self.sharpener, samples, rows=rows, batch=self.settings.batch
+        )
+        found = {}
+        for name, drawings in (("ssi", drawn.images), ("ssi/sharpened", drawn.sharpened)):
+            if drawings is not None:
+                truth = (images / 255).repeat_interleave(samples, 0)
+                values = [similarity(*pair) for pair in zip(drawings.numpy(), truth.numpy(), strict=True)]
+                found[name] = Tally.of(values)
+                found[f"{name}/captions"] = Tally.of(np.reshape(values, (-1, samples)).mean(1))
+        return found
+
+    def drawings(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Drawings of captions (n, C, H, W) uint8, as drawn and sharpened."""
+        drawn = draw_captions(*self.drawer, captions, self.seed, self.sharpener, rows=rows, batch=self.settings.batch)
+        found = {"": drawn.images, "sharpened/": drawn.sharpened}
+        return {name: (images * 255).round().byte().numpy() for name, images in found.items() if images is not None}
+
+    def judge(self) -> bytes:
+        """A judge trained on real canvases of the training split, and measured on those of the test split."""
+        facts = description(self.order.dataset)["facts"]
+        canvases, captions = read_split(self.manifest, "train", JUDGE_TRAIN)
+        trained = judges.train_judge(grey(canvases), wanted(captions, facts), regions(self.manifest.size), log=_say)
+        held_out = [
+            label.caption for digits in (1, 2) for label in digit_captions.held_out_captions(facts, digits=digits)
+        ]
+        images, captions = (part[:JUDGE_TEST] for part in self.test)
+        figures = judges.measure_judge(trained, grey(images), wanted(captions, facts), wanted(held_out, facts))
+        return judges.to_bytes(trained, figures)
+
+    # ---- what blocks share
+
+    def _batches(self, split: str, start: int, count: int) -> Iterable[tuple[int, Batch]]:
+        """(number of its first image, batch) of a range of a split."""
+        vocabulary = self.drawer[1]
+        for batch in ordered(self.manifest, vocabulary, split, batch=self.settings.batch, start=start, limit=count):
+            yield start, batch.to(self.device)
+            start += len(batch)
+
+    def _images(self, numbers: np.ndarray) -> Tensor:
+        return self.test[0][torch.from_numpy(numbers)].to(self.device) / 255
+
+    def _noise(self, numbers: Sequence[int]) -> Tensor:
+        """Of each image its own noise, whatever it is scored under."""
+        return row_noise(self.drawer[0].noise_shape, [int(n) for n in numbers], (self.seed, POSTERIOR), self.device)
+
+
+def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float]:
+    """All figures of a model by name, on a Ray that is running. The judge is kept in `judge_file` for the next model."""
+    settings, manifest = order.settings, load_manifest(order.dataset)
+    facts = description(order.dataset)
+    source = facts["config"]["source"]
+    tests = sum(record.samples for record in manifest.split("test"))
+    trains = sum(record.samples for record in manifest.split("train"))
+    images = min(settings.images or tests, tests)
+    judge = _kept_judge(judge_file, log) if source in JUDGED else None
+
+    work: dict[str, list[Block]] = {}
+    if source in JUDGED and judge is None:
+        work["judge"] = [Block("judge")]  # first, for it takes longest
+    work["test"] = _blocks("bound", images, settings.batch, "test")
+    work["train"] = _blocks("bound", min(images, trains), settings.batch, "train")
+    work["sentences"] = _blocks("sentences", min(settings.mean_captions or trains, trains), 4 * settings.batch)
+    work["ssi"] = _blocks(
+        "similarity", min(settings.ssi_captions, tests), max(1, settings.batch // settings.ssi_samples)
+    )
+    groups = _groups(settings, facts["facts"]) if source in JUDGED and settings.judged else {}
+    for name, captions in groups.items():
+        work[name] = _drawing_blocks(captions, settings.batch)
+
+    with Pool(partial(Scorer, order), workers=settings.workers, gpu=settings.gpu, log=log) as pool:
+        first = pool.run(work)
+        if "judge" in first:
+            judge = first["judge"][0]
+            storage.publish_bytes(judge_file, judge)
+        log(f"bounds, similarity and drawings done; {settings.queries or tests} captions look for their image")
+        sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
+        places = _retrieve(pool, settings, tests, judge, sentence)
+
+    figures: dict[str, float] = {}
+    for split in ("test", "train"):
+        for name, tally in merge(first[split]).items():
+            figures |= {f"{split}/{name}": tally.mean, f"{split}/{name}_se": tally.error}
+    figures["test/images"] = images
+    for name, found in places.items():
+        figures |= {f"retrieval/{name}{key}": value for key, value in found.items()}
+    for name, tally in merge(first["ssi"]).items():
+        if name.endswith("/captions"):
+            figures[f"{name.removesuffix('/captions')}/mean_se"] = tally.error
+        else:
+            figures |= {f"{name}/mean": tally.mean, f"{name}/std": tally.spread}
+    if judge is not None:
+        reader, known = judges.from_bytes(judge)
+        figures |= {f"judge/{name}": value for name, value in known.items()}
+        for name, captions in groups.items():
+            for kind in first[name][0]:
+                drawn = np.concatenate([part[kind] for part in first[name]])
+                seen = reader.look(torch.from_numpy(drawn) / 255)
+                for verdict, right in judges.verdicts(seen, wanted(captions, facts["facts"])).items():
+                    tally = Tally.of(right)
+                    figures |= {
+                        f"drawn/{kind}{name}/{verdict}": tally.mean,
+                        f"drawn/{kind}{name}/{verdict}_se": tally.error,
+                    }
+    return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+
+
+def _retrieve(
+    pool: Pool, settings: EvaluationConfig, images: int, judge: bytes | None, sentence: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Rank the candidates of every query, by the ratio to the mean sentence and without it ("plain/")."""
+    queries = np.arange(min(settings.queries or images, images))
+    looks = pool.run({"features": _blocks("features", images, 4 * settings.batch, after=(judge,))})["features"]
+    captions = [caption for _, part in looks for caption in part]
+    candidates = shortlists(np.concatenate([part for part, _ in looks]), captions, queries, settings.shortlist)
+    needed = np.unique(candidates)
+    parts = [needed[start : start + settings.batch] for start in range(0, len(needed), settings.batch)]
+    rows = [slice(start, start + QUERIES_A_BLOCK) for start in range(0, len(queries), QUERIES_A_BLOCK)]
+    found = pool.run(
+        {
+            "mean": [Block("mean_scores", (part, sentence)) for part in parts],
+            "scores": [Block("scores", (queries[row], candidates[row])) for row in rows],
+        }
+    )
+    scores = np.concatenate(found["scores"])  # (Q, C)
+    mean = dict(zip(needed.tolist(), np.concatenate(found["mean"]).tolist(), strict=True))
+    ease = np.vectorize(mean.__getitem__)(candidates)  # (Q, C) log p(x | mean sentence)
+    truth = np.zeros(len(queries), np.int64)
+    ways = {"": scores - ease, "plain/": scores}
+    return {name: summary(ranks(way, truth), candidates.shape[1], seed=settings.seed) for name, way in ways.items()}
+
+
+def read_split(manifest: Manifest, split: str, limit: int = 0) -> tuple[Tensor, list[str]]:
+    """Images (n, C, H, W) uint8 of a split in the manifest's order and the first caption of each; limit 0: all."""
+    images, captions = [], []
+    for record in manifest.split(split):
+        decoded = read_shard(storage.join(manifest.folder, record.name), record)
+        images.append(decoded.images)
+        captions += [texts[0] for texts in decoded.captions]
+        if limit and len(captions) >= limit:
+            break
+    stacked = torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
+    return stacked[: limit or None], captions[: limit or None]
+
+
+def grey(images: Tensor) -> np.ndarray:
+    """(n, C, H, W) uint8 -> (n, H, W) uint8."""
+    return images.float().mean(1).round().byte().numpy()
+
+
+def regions(size: int) -> list[judges.Region]:
+    """Where each place of a canvas can have ink, in the order of the source's places."""
+    side, found = digit_captions.digit_side(size), []
+    for place in digit_captions.PLACES:
+        (top, bottom), (left, right) = digit_captions.box_range(place, size)
+        found.append(judges.Region(top, bottom + side, left, right + side))
+    return found
+
+
+def wanted(captions: Sequence[str], facts: dict) -> np.ndarray:
+    """What captions of digits ask for: the class of every place (n, P)."""
+    listed = [digit_captions.seen_captions, digit_captions.held_out_captions]
+    known = {label.caption: label for each in listed for digits in (1, 2) for label in each(facts, digits=digits)}
+    order = list(digit_captions.PLACES)
+    classes = np.full((len(captions), len(order)), judges.EMPTY)
+    for row, caption in enumerate(captions):
+        for digit, place in zip(known[caption].digits, known[caption].places, strict=True):
+            classes[row, order.index(place)] = digit
+    return classes
+
+
+def _groups(settings: EvaluationConfig, facts: dict) -> dict[str, list[str]]:
+    """Captions to draw and judge: one or two digits, in combinations seen in training or held out, in a drawn order."""
+    groups = {}
+    for name, digits in (("one_digit", 1), ("two_digits", 2)):
+        for kind, listed in (("seen", digit_captions.seen_captions), ("held_out", digit_captions.held_out_captions)):
+            captions = [label.caption for label in listed(facts, digits=digits)]
+            order = np.random.default_rng(settings.seed).permutation(len(captions))
+            groups[f"{name}/{kind}"] = [captions[order[i % len(order)]] for i in range(settings.judged)]
+    return groups
+
+
+def _blocks(method: str, count: int, size: int, *before: Any, after: tuple = ()) -> list[Block]:
+    """Ranges (start, count) that cover 0 ... count - 1."""
+    starts = range(0, count, size)
+    return [Block(method, (*before, start, min(size, count - start), *after)) for start in starts]
+
+
+def _drawing_blocks(captions: list[str], size: int) -> list[Block]:
+    rows = list(range(len(captions)))
+    return [Block("drawings", (captions[at : at + size], rows[at : at + size])) for at in range(0, len(rows), size)]
+
+
+def _kept_judge(path: str, log: Log) -> bytes | None:
+    """The judge of an earlier evaluation on this data set, if there is a whole one."""
+    if not storage.exists(path):
+        return None
+    content = storage.read_bytes(path)
+    try:
+        judges.from_bytes(content)
+    except ValueError as error:
+        log(f"{path} is {error}: training another")
+        return None
+    return content
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
