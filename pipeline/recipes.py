@@ -51,7 +51,7 @@ def digits_demo() -> RunConfig:
             workers=1,
             threads=2,
         ),
-        sharpen=SharpenConfig(steps=300, batch=32, maps=16, optimizer="adam", lr=1e-3, content=1.0, save_every=100),
+        sharpen=SharpenConfig(steps=300, batch=32, maps=16, optimizer="adam", lr=2e-3, content=0.2, save_every=100),
         evaluation=EvaluationConfig(images=500, queries=50, ssi_captions=20, ssi_samples=10, judged=100, workers=2),
     )
 
