@@ -39,9 +39,11 @@ def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any
 
 
 def forking() -> multiprocessing.context.ForkServerContext:
-    """Starts processes that have torch already."""
+    """Starts processes that have imported the slow packages already, and have no threads yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "pyarrow.fs"])
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "pyarrow.fs", "ray.train.torch"]
+    )
     return context
 
 

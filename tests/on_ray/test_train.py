@@ -1,0 +1,364 @@
+"""Training as jobs run it: the real model and loader, in real processes that are killed, stopped and lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline import checkpoint, storage
+from pipeline.config import DatasetConfig, RunConfig, to_dict
+from pipeline.loading.stream import stream
+from pipeline.models.build import build_model
+from pipeline.on_ray import group
+from pipeline.on_ray import train as training
+from pipeline.on_ray.group import StopRequest, run_group
+from pipeline.on_ray.train import share_of, train_worker
+from pipeline.recipes import find_recipe
+from pipeline.shards.manifest import VOCABULARY, commit, dataset_folder, describe, load_manifest, merge_samples
+from pipeline.shards.write import write_shard
+from pipeline.sources import open_source
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.training.fit import NotFinite, backward
+from pipeline.training.optim import make_optimizer
+from pipeline.training.ranks import Ranks, join
+from pipeline.training.state import TrainState
+from tests.processes import KILLED, run_ranks
+from tests.tiny import assert_close, assert_equal, everything
+
+STEPS = 24
+
+
+def config_of(**train: object) -> RunConfig:
+    base = find_recipe("tiny-aligndraw")
+    changes = {"steps": STEPS, "save_every": 3, "log_every": 1, "validate_every": 6, "workers": 1, **train}
+    return replace(base, dataset=DATASET, train=replace(base.train, **changes))
+
+
+DATASET = DatasetConfig(source="digits", size=60, channels=1, train=96, val=24, test=24, samples_per_shard=32)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished data set of a hundred drawn digits, made in this process."""
+    source = open_source(DATASET, None)
+    folder = dataset_folder(str(tmp_path_factory.mktemp("data")), DATASET, source.digest)
+    describe(folder, DATASET, source.digest, source.facts)
+    for plan in source.plan:
+        write_shard(folder, plan, source)
+    captions = [caption for plan in source.plan for sample in source.read(plan) for caption in sample.captions]
+    storage.publish_text(storage.join(folder, VOCABULARY), Vocabulary.build(captions).to_json())
+    commit(folder, merge_samples(folder, source.plan).shards)
+    return folder
+
+
+def order_of(folder: Path | str, dataset: str, config: RunConfig, **more: object) -> dict:
+    return {
+        "config": to_dict(config),
+        "dataset": dataset,
+        "folder": str(folder),
+        "tracking": None,
+        "stop": f"{folder}/stop",
+        **more,
+    }
+
+
+def kept(folder: Path | str) -> dict[str, Tensor]:
+    """All tensors of the last checkpoint of a stage."""
+    last = checkpoint.latest(f"{folder}/checkpoints")
+    state = TrainState.of(model := last.model(), make_optimizer(model, last.origin.config.train))
+    last.restore(state)
+    assert state.step == STEPS
+    return everything(state)
+
+
+def scripted_worker(order: dict) -> dict | None:
+    """`train_worker` that takes its time over each step, and in which one rank may kill itself once."""
+    script = order["script"]
+
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if rank == 0 and "sizes" in script:
+        with open(script["sizes"], "a") as file:
+            file.write(f"{size}\n")
+
+    class Scripted(StopRequest):
+        steps = 0
+
+        def __call__(self) -> bool:
+            self.steps += 1
+            time.sleep(script["pause_s"])
+            if rank == 1 and self.steps == script.get("kill_at") and not (mark := Path(script["killed"])).exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__()
+
+    training.StopRequest = Scripted
+    return train_worker(order)
+
+
+# ---- through Ray
+
+
+def test_nothing_is_lost_when_driver_job_and_worker_are_ended_one_after_the_other(
+    ray_cluster: str, dataset: str, tmp_path: Path
+) -> None:
+    config, folder = config_of(workers=2), tmp_path / "train"
+    tracking = [str(folder), "tests", "tiny", "train", None]
+    order = order_of(folder, dataset, config, tracking=tracking, script={"pause_s": 0.15})
+
+    first = driver(ray_cluster, order, tmp_path)
+    wait_for(lambda: step_of(folder) >= 6, first)
+    first.kill()
+    first.wait()
+
+    second, before = driver(ray_cluster, order, tmp_path), step_of(folder)
+    wait_for(lambda: step_of(folder) > before, second)
+    second.terminate()
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 143, said
+    assert f"stopped with a checkpoint at step {step_of(folder)}: the same command goes on from there" in said
+    assert before < step_of(folder) < STEPS
+
+    killed = str(tmp_path / "killed")
+    script = {"pause_s": 0.0, "kill_at": 2, "killed": killed}
+    lines = []
+    outcome = run_group(scripted_worker, {**order, "script": script}, config.train, str(folder), lines.append)
+    assert Path(killed).exists()
+    assert any("lost the workers" in line for line in lines)
+    assert (outcome["reason"], outcome["step"]) == ("finished", STEPS)
+    assert sorted(os.listdir(folder)) == ["checkpoints", "tracking.jsonl"]
+
+    undisturbed = order_of(tmp_path / "undisturbed", dataset, config)
+    run_ranks(2, train_worker, undisturbed)
+    assert_equal(kept(folder), kept(tmp_path / "undisturbed"))
+    points = [json.loads(line) for line in Path(folder, "tracking.jsonl").read_text().splitlines()]
+    points = [(name, point["step"]) for point in points if "metrics" in point for name in point["metrics"]]
+    assert len(points) == len(set(points))
+    assert {step for name, step in points if name == "train/bound"} == set(range(1, STEPS + 1))
+
+
+def test_elastic_training_goes_on_when_a_machine_is_lost_for_good(
+    ray_cluster: str, dataset: str, tmp_path: Path
+) -> None:
+    """Two workers of two CPUs each, on two Ray nodes; one of the nodes ends."""
+    import ray
+
+    config, folder = config_of(workers=2, min_workers=1, threads=2, retries=1), tmp_path / "train"
+    sizes = tmp_path / "sizes"
+    order = order_of(folder, dataset, config, script={"pause_s": 0.15, "sizes": str(sizes)})
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", ray_cluster, "--block"]
+    with open(tmp_path / "node.log", "w") as log:
+        node = subprocess.Popen(
+            [*command, "--num-cpus=2", f"--object-store-memory={80 * 2**20}"], stdout=log, stderr=log
+        )
+    try:
+        wait_for(lambda: ray.cluster_resources()["CPU"] == 4, node)
+        threading.Thread(target=lambda: (wait_for(lambda: step_of(folder) >= 6, node), node.terminate())).start()
+        outcome = run_group(scripted_worker, order, config.train, str(folder))
+    finally:
+        node.terminate()
+        node.wait()
+    assert sizes.read_text().split() == ["2", "1"]
+    assert (outcome["reason"], outcome["step"]) == ("finished", STEPS)
+    train_worker(order_of(tmp_path / "undisturbed", dataset, config))
+    assert_close(kept(folder), kept(tmp_path / "undisturbed"), 2e-3)
+
+
+def drive(order: dict) -> None:
+    """A driver: what jobs/train.py does, around a slower worker."""
+    import ray
+
+    ray.init(log_to_driver=False)
+    run_group(scripted_worker, order, config_of(workers=2).train, order["folder"])
+
+
+def driver(address: str, order: dict, folder: Path) -> subprocess.Popen:
+    program = f"from tests.on_ray.test_train import drive; drive({order!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": address},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def step_of(folder: Path | str) -> int:
+    """The step of the last checkpoint that is there."""
+    return max(map(checkpoint.step_of, checkpoint.found(f"{folder}/checkpoints")), default=0)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.1)
+
+
+# ---- the same worker without Ray
+
+
+def test_the_number_of_workers_changes_nothing_but_rounding(dataset: str, tmp_path: Path) -> None:
+    for ranks in (1, 2, 4):
+        results = run_ranks(ranks, train_worker, order_of(tmp_path / f"of-{ranks}", dataset, config_of()))
+        assert [result["step"] for result in results] == [STEPS] * ranks
+    assert_close(kept(tmp_path / "of-2"), kept(tmp_path / "of-1"), 2e-3)
+    assert_close(kept(tmp_path / "of-4"), kept(tmp_path / "of-1"), 2e-3)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_worker_killed_at_a_step_changes_no_bit(dataset: str, tmp_path: Path, ranks: int) -> None:
+    config = config_of()
+    killing = {"pause_s": 0.0, "kill_at": 11, "killed": str(tmp_path / "killed")}
+    disturbed = order_of(tmp_path / "disturbed", dataset, config, script=killing)
+    assert KILLED in run_ranks(ranks, scripted_worker, disturbed)
+    assert step_of(tmp_path / "disturbed") == 9
+    run_ranks(ranks, scripted_worker, disturbed)
+    run_ranks(ranks, train_worker, order_of(tmp_path / "undisturbed", dataset, config))
+    assert_equal(kept(tmp_path / "disturbed"), kept(tmp_path / "undisturbed"))
+
+
+def gradients(dataset: str, config: RunConfig, double: bool) -> dict[str, Tensor]:
+    ranks = join(config.train.batch, config.train.lanes)
+    manifest = load_manifest(dataset)
+    vocabulary = Vocabulary.from_json(storage.read_text(f"{dataset}/{VOCABULARY}"))
+    model = build_model(config.model, len(vocabulary), manifest.size, manifest.channels, seed=3)
+    model = model.double() if double else model
+    lanes = {"batch": config.train.batch, "lanes": config.train.lanes, "seed": 0, "step": 5}
+    batch = next(stream(manifest, vocabulary, **lanes, rank=ranks.rank, ranks=ranks.size))
+    batch.images = batch.images.to(next(model.parameters()).dtype)
+    backward(ranks.wrap(model), batch, config.train, 5, ranks)
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_two_workers_have_the_gradients_of_one_on_the_whole_batch(dataset: str) -> None:
+    alone = gradients(dataset, config_of(), False)
+    for there in run_ranks(2, gradients, dataset, config_of(), False):
+        for name, gradient in alone.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(
+                there[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_each_rank_validates_its_share_of_the_first_images(dataset: str) -> None:
+    manifest = load_manifest(dataset)
+    for ranks in (1, 2, 3, 5):
+        for asked, there in ((0, 24), (10, 10), (3, 3), (1000, 24)):
+            shares = [share_of(manifest, asked, Ranks(rank, ranks)) for rank in range(ranks)]
+            assert [image for first, count in shares for image in range(first, first + count)] == list(range(there))
+
+
+# ---- what is tried again
+
+
+class Lost(Exception):
+    """What Ray says of a worker that is gone."""
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *ends: object) -> list[dict]:
+    """Attempts that end one after the other as told: by an error of a rank, or with a result."""
+    attempts, left = [], list(ends)
+
+    def attempt(work: object, order: dict, config: object, folder: str) -> dict:
+        attempts.append(order)
+        end = left.pop(0)
+        end = end() if callable(end) else end
+        if isinstance(end, Exception):
+            raise group.WorkerGroupError("a worker failed", {0: Lost("connection closed"), 1: end})
+        return end
+
+    monkeypatch.setattr(group, "_attempt", attempt)
+    monkeypatch.setattr(group, "_tell_room", lambda config, say: None)
+    monkeypatch.setattr(group.time, "sleep", lambda seconds: None)
+    return attempts
+
+
+FINISHED = {"reason": "finished", "step": 24}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFinite("step 3: recon is not finite"),
+        TypeError("a mistake"),
+        FileNotFoundError(2, "no shard"),
+        OSError(28, "full"),
+    ],
+)
+def test_what_would_fail_again_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    attempts = failing(monkeypatch, error)
+    with pytest.raises(type(error)) as raised:
+        run_group(train_worker, {}, config_of().train, str(tmp_path))
+    assert raised.value is error
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("error", [Lost("SIGKILL"), RuntimeError("Connection closed by peer"), OSError(5, "I/O error")])
+def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    attempts, lines = failing(monkeypatch, error, error, FINISHED), []
+    assert run_group(train_worker, {"a": 1}, config_of(retries=2).train, str(tmp_path), lines.append) == FINISHED
+    assert attempts == [{"a": 1, "stop": f"{tmp_path}/stop"}] * 3
+    assert [line.rpartition("starting them again, ")[2] for line in lines] == ["1 of 2", "2 of 2"]
+
+
+def test_retries_without_a_new_checkpoint_are_limited_and_a_new_one_starts_the_count_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lost_after_a_checkpoint() -> Exception:
+        storage.publish_text(f"{tmp_path}/checkpoints/step-{len(attempts):08}/meta.json", "")
+        return Lost("SIGKILL")
+
+    attempts = failing(monkeypatch, *[Lost("SIGKILL")] * 2, *[lost_after_a_checkpoint] * 5, *[Lost("SIGKILL")] * 2)
+    with pytest.raises(OSError, match="failed 3 times without a new checkpoint: Lost: connection closed"):
+        run_group(train_worker, {}, config_of(retries=2).train, str(tmp_path), lambda line: None)
+    assert len(attempts) == 9
+
+
+def test_a_group_whose_machine_is_taken_away_goes_on_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    attempts = failing(monkeypatch, {"reason": "stopped", "step": 5}, FINISHED)
+    assert run_group(train_worker, {}, config_of(retries=0).train, str(tmp_path)) == FINISHED
+    assert len(attempts) == 2
+
+
+def test_sigterm_reaches_the_first_rank_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    storage.publish_text(f"{tmp_path}/stop", "of an earlier run")
+    monkeypatch.setattr(group, "LOOK_EVERY_S", 0.01)
+    storage.publish_text(f"{tmp_path}/checkpoints/step-00000005/meta.json", "")
+    seen = []
+
+    def stopped() -> dict:
+        ranks = [StopRequest(f"{tmp_path}/stop", first) for first in (True, False)]
+        time.sleep(0.1)
+        seen.append([rank() for rank in ranks])
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while not ranks[0]() and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        seen.append([rank() for rank in ranks])
+        return {"reason": "stopped", "step": 5}
+
+    failing(monkeypatch, stopped)
+    before, lines = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(SystemExit) as end:
+        run_group(train_worker, {}, config_of().train, str(tmp_path), lines.append)
+    assert end.value.code == 143
+    assert seen == [[False, False], [True, False]]
+    assert lines == ["stopped with a checkpoint at step 5: the same command goes on from there"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not storage.exists(f"{tmp_path}/stop")
