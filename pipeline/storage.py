@@ -70,6 +70,12 @@ def size_of(path: str | Path) -> int:
     return filesystem.get_file_info(name).size
 
 
+def modified(path: str | Path) -> float:
+    """When a file was last published, seconds since 1970."""
+    filesystem, name = resolve(path)
+    return (filesystem.get_file_info(name).mtime_ns or 0) / 1e9
+
+
 def sizes(folder: str | Path) -> dict[str, int]:
     """Names right under a folder and their bytes, from one listing; temporary files and folders are left out."""
     filesystem, name = resolve(folder)

@@ -1,43 +1,161 @@
-"""A source -> a finished data set, by Ray tasks: one task a shard, and nothing but small results comes back.
+"""A source -> a finished data set, by Ray tasks: one task a shard, and only small results come back.
 
 Whatever is killed, and whenever, a second run finishes the job: tasks publish whole files whose bytes depend on config and
-source alone, so the driver asks the folder, not its memory, what is done. The manifest comes last.
+source alone, and the driver asks the folder, not its memory, what is done. The manifest comes last. On one machine a data
+set is built by one driver at a time, others wait for it; on an object store two drivers only do the work twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline import storage
 from pipeline.config import DatasetConfig
-from pipeline.sample import SPLITS, Manifest, ShardPlan
+from pipeline.sample import SPLITS, Manifest, ShardPlan, ShardRecord
 from pipeline.shards.manifest import (
     MANIFEST,
     VOCABULARY,
     accepted_captions,
     commit,
     dataset_folder,
+    datasets,
     describe,
     load_manifest,
     merge_samples,
     records,
 )
-from pipeline.shards.write import RECORDS, FinishedShard, Source, fits, write_shard
+from pipeline.shards.members import read_shard
+from pipeline.shards.write import RECORDS, FinishedShard, fits, retry_shard, write_shard
 from pipeline.sources import open_source
+from pipeline.sources.source import Source
 from pipeline.text.vocabulary import Vocabulary
 
 RETRIES = 3  # of a task that raised OSError or whose process died
 GIVE_UP = 10  # failed shards after which no new ones are started: it is not the shards
 PROGRESS_S = 5.0
+SHARDS_A_CHECK = 32  # verified by one task
 Write = Callable[[str, ShardPlan, Source], FinishedShard]
 Log = Callable[[str], None]
+
+
+def build_dataset(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
+    """Shard the source that the config names, on a running Ray; does only what is not done yet."""
+    source = open_source(config, data)
+    return build_shards(config, source, dataset_folder(out, config, source.digest), log)
+
+
+def build_shards(config: DatasetConfig, source: Source, folder: str, log: Log = print) -> Manifest:
+    """All shards of an opened source in `folder`, then the files beside them."""
+    with _alone(folder, log):
+        if (manifest := _finished(folder, log)) is not None:
+            return manifest
+        plans = _prepare(config, source, folder, log)
+        todo, done = unfinished(folder, plans)
+        if done.inputs:
+            log(f"{len(plans) - len(todo):,} of {len(plans):,} shards are there from an earlier run")
+        run_tasks(write_shard, folder, todo, source, done, log)
+        return _finish(config, folder, plans, log)
+
+
+def retry_rejected(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
+    """Read the rejected inputs of a data set again, and write only the shards anew that they belong to.
+
+    Mended files make another source, so another data set: it takes over what has not changed from the newest data set of
+    the same config. The result is that of `build_dataset` on the source as it is now.
+    """
+    source = open_source(config, data)
+    folder = dataset_folder(out, config, source.digest)
+    others = list(datasets(out, config))
+    if not others:
+        raise ValueError(f"no data set of this config in {out} to retry: run the job without --retry-rejected first")
+    before = folder if folder in others else others[0]
+    with _alone(folder, log):
+        plans = _prepare(config, source, folder, log)
+        todo, done = unfinished(folder, plans)
+        if before == folder:
+            todo += [
+                plan
+                for plan, finished in zip(plans, records(folder, plans), strict=True)
+                if plan not in todo and finished is not None and finished.record.skipped
+            ]
+            done = Outcome(0, {})
+        log(f"retrying what was rejected in {before}: {len(todo):,} of {len(plans):,} shards are written")
+        if todo:
+            storage.delete(storage.join(folder, MANIFEST))  # not whole until the last of them is
+        run_tasks(partial(retry_shard, before=before), folder, todo, source, done, log)
+        return _finish(config, folder, plans, log)
+
+
+def verify_dataset(manifest: Manifest, log: Log = print) -> dict[str, str]:
+    """Shard name -> what is wrong with it, for each that is not whole, by tasks that read all of them."""
+    blocks = [manifest.shards[i : i + SHARDS_A_CHECK] for i in range(0, len(manifest.shards), SHARDS_A_CHECK)]
+    check = ray.remote(_check_shards).options(num_cpus=1, max_retries=RETRIES)
+    started, shown, damaged = time.monotonic(), time.monotonic(), {}
+    for number, reference in _in_order(partial(check.remote, manifest), blocks):
+        damaged.update(ray.get(reference))
+        if time.monotonic() - shown > PROGRESS_S:
+            shown = time.monotonic()
+            log(f"verified {number * SHARDS_A_CHECK:,}/{len(manifest.shards):,} shards, {len(damaged)} damaged")
+    log(f"verified {len(manifest.shards):,} shards in {time.monotonic() - started:,.1f} s, {len(damaged)} damaged")
+    return damaged
+
+
+def _check_shards(manifest: Manifest, shards: Sequence[ShardRecord]) -> dict[str, str]:
+    damaged = {}
+    for shard in shards:
+        try:
+            shape = (manifest.size, manifest.size, manifest.channels)
+            read_shard(storage.join(manifest.folder, shard.name), shard, shape=shape)
+        except (OSError, ValueError) as error:
+            damaged[shard.name] = " ".join(str(error).split())
+    return damaged
+
+
+def _in_order(start: Callable, blocks: Sequence) -> Iterator[tuple[int, ray.ObjectRef]]:
+    """(number, task) in order, with a few tasks started ahead."""
+    ahead, running = _in_flight(), []
+    for number in range(len(blocks)):
+        running += [start(block) for block in blocks[number + len(running) : number + ahead]]
+        yield number, running.pop(0)
+
+
+def _prepare(config: DatasetConfig, source: Source, folder: str, log: Log) -> list[ShardPlan]:
+    """Make the folder, sweep what was left in it, and say what the source found odd; the plans by name."""
+    for place in (folder, storage.join(folder, RECORDS)):
+        storage.make_folder(place)
+        if swept := storage.sweep(place):
+            log(f"removed {len(swept)} unfinished files that a stopped run left in {place}")
+    for warning in source.facts.get("warnings", ()):
+        log(f"warning: {warning}")
+    describe(folder, config, source.digest, source.facts)
+    return sorted(source.plan, key=lambda plan: plan.name)
+
+
+def _finished(folder: str, log: Log) -> Manifest | None:
+    """The manifest, if it is there and sound and all its tars are there at their size."""
+    if not storage.exists(storage.join(folder, MANIFEST)):
+        return None
+    try:
+        manifest = load_manifest(folder)
+    except ValueError as error:
+        log(str(error))
+        return None
+    there = storage.sizes(folder)
+    missing = [shard.name for shard in manifest.shards if there.get(shard.name) != shard.bytes]
+    if missing:
+        log(f"{folder}: {len(missing)} shards are gone or cut short ({', '.join(missing[:5])}); writing them again")
+        return None
+    log(f"{folder} is finished: {len(manifest.shards):,} shards")
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -47,36 +165,6 @@ class Outcome:
     inputs: int
     skipped: dict[str, int]  # reason -> rejected inputs
     failure: str = ""  # why the shard was not written, where trying again at once cannot help
-
-
-def build_dataset(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
-    """Shard the source that the config names; on a Ray that is running. Does only what is not done yet."""
-    source = open_source(config, data)
-    folder = dataset_folder(out, config, source.digest)
-    with _alone(folder, log):
-        return build_shards(config, source, folder, log)
-
-
-def build_shards(config: DatasetConfig, source: Source, folder: str, log: Log = print) -> Manifest:
-    """All shards of an opened source in `folder`, then the files beside them."""
-    if storage.exists(storage.join(folder, MANIFEST)):
-        try:
-            manifest = load_manifest(folder)
-            log(f"{folder} is finished: {len(manifest.shards):,} shards")
-            return manifest
-        except ValueError as error:
-            log(f"{error}; building it again from the shards that are whole")
-    describe(folder, config, source.digest, source.facts)
-    for place in (folder, storage.join(folder, RECORDS)):
-        storage.make_folder(place)
-        if swept := storage.sweep(place):
-            log(f"removed {len(swept)} unfinished files that a stopped run left in {place}")
-    plans = sorted(source.plan, key=lambda plan: plan.name)
-    todo, done = unfinished(folder, plans)
-    if done.inputs:
-        log(f"{len(plans) - len(todo)} of {len(plans)} shards are there from an earlier run")
-    run_tasks(write_shard, folder, todo, source, done, log)
-    return _finish(config, folder, plans, log)
 
 
 def unfinished(folder: str, plans: Sequence[ShardPlan]) -> tuple[list[ShardPlan], Outcome]:
@@ -94,15 +182,14 @@ def unfinished(folder: str, plans: Sequence[ShardPlan]) -> tuple[list[ShardPlan]
 def run_tasks(write: Write, folder: str, todo: Sequence[ShardPlan], source: Source, done: Outcome, log: Log) -> None:
     """Write shards by tasks, few of them in flight; OSError names those that failed after their retries.
 
-    A programming error stops everything at once with its own traceback.
+    A programming error stops everything at once, with its own traceback.
     """
     if not todo:
         return
     shared = ray.put(source)  # once, not with every task
     task = ray.remote(_write).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError])
-    in_flight = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    in_flight, waiting, running, failed = _in_flight(), list(reversed(todo)), {}, {}
     progress = Progress(len(todo), sum(map(len, todo)), sum(done.skipped.values()), log)
-    waiting, running, failed = list(reversed(todo)), {}, {}
     try:
         while running or (waiting and len(failed) < GIVE_UP):
             while waiting and len(running) < in_flight and len(failed) < GIVE_UP:
@@ -126,6 +213,11 @@ def run_tasks(write: Write, folder: str, todo: Sequence[ShardPlan], source: Sour
             "mend the cause and run the job again, it does only what is missing"
         )
     progress.show(last=True)
+
+
+def _in_flight() -> int:
+    """Tasks to keep started: enough that no core waits for the driver."""
+    return max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _write(write: Write, folder: str, plan: ShardPlan, source: Source) -> Outcome:
@@ -179,31 +271,29 @@ class Progress:
 
 def _finish(config: DatasetConfig, folder: str, plans: Sequence[ShardPlan], log: Log) -> Manifest:
     """The files beside the tars, the manifest last; ValueError if too many inputs were rejected."""
-    shards = merge_samples(folder, plans)
-    _, done = unfinished(folder, plans)
-    rejected = sum(done.skipped.values())
-    reasons = ", ".join(
-        f"{reason} {count:,}" for reason, count in sorted(done.skipped.items(), key=lambda item: -item[1])
-    )
-    if rejected > config.max_rejected * done.inputs:
+    merged = merge_samples(folder, plans)
+    rejected = sum(merged.skipped.values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in merged.skipped.items())
+    if rejected > config.max_rejected * merged.inputs:
         raise ValueError(
-            f"{rejected:,} of {done.inputs:,} inputs were rejected ({reasons}), more than the share "
-            f"--dataset.max-rejected {config.max_rejected:g}: mend the data, or allow more; --report lists them"
+            f"{rejected:,} of {merged.inputs:,} inputs were rejected ({reasons}), more than the share "
+            f"--dataset.max-rejected {config.max_rejected:g}: mend the data and --retry-rejected, or allow more; "
+            "--report lists them"
         )
-    if missing := [split for split in SPLITS if not any(shard.split == split for shard in shards)]:
-        raise ValueError(f"split {', '.join(missing)} has no usable sample: each of {', '.join(SPLITS)} needs one")
+    if missing := [split for split in SPLITS if not any(shard.split == split for shard in merged.shards)]:
+        raise ValueError(f"no usable sample in the split {' and '.join(missing)}: {', '.join(SPLITS)} need one each")
     vocabulary = Vocabulary.build(accepted_captions(folder, "train"))
     storage.publish_text(storage.join(folder, VOCABULARY), vocabulary.to_json())
-    manifest = commit(folder, shards)
+    manifest = commit(folder, merged.shards)
     log(
-        f"{folder}: {len(shards):,} shards, {sum(shard.samples for shard in shards):,} samples, {len(vocabulary):,} words"
+        f"{folder}: {len(manifest.shards):,} shards, {merged.inputs - rejected:,} samples, {len(vocabulary):,} words"
         + (f", {rejected:,} rejected ({reasons})" if rejected else "")
     )
     return manifest
 
 
-def _alone(folder: str, log: Log):
-    """One build of a data set at a time on this machine; others wait and then find it done."""
+def _alone(folder: str, log: Log) -> contextlib.AbstractContextManager[None]:
+    """One build of a data set at a time on this machine; others wait, and then find it done."""
     said = []
 
     def busy(holder: str) -> None:

@@ -3,7 +3,7 @@
     OUT/shards/mnist-60-3f2a91c04b/       named by the source, the size and a digest of (format, config, source bytes)
         dataset.json                      what the name stands for: config, digest of the source, facts it drew
         train-00000.tar ...  records/     the shards, and one record a shard (write.py)
-        samples.parquet                   one row an input: key, split, shard, status or reason, original size, captions, source
+        samples.parquet                   one row an input: split, shard, key, status or reason, original size, captions, source
         vocabulary.json                   words of the training captions
         manifest.parquet                  one row a shard; written last: where it is, the data set is whole
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.config import DatasetConfig
 from pipeline.sample import Manifest, ShardPlan, ShardRecord
-from pipeline.shards.write import ACCEPTED, FinishedShard, read_record, record_of
+from pipeline.shards.write import ACCEPTED, Fate, FinishedShard, fits, read_record, record_of
 
 FORMAT = 1  # of tars and manifest; a new one makes new folders
 MANIFEST, SAMPLES, DESCRIPTION, VOCABULARY = "manifest.parquet", "samples.parquet", "dataset.json", "vocabulary.json"
@@ -35,9 +37,9 @@ READERS = 16  # records read at once: an object store takes tens of ms each
 
 SAMPLE_COLUMNS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # "ok" or the reason why not
         pa.field("width", pa.int32(), nullable=False),  # of the original, 0: not known
         pa.field("height", pa.int32(), nullable=False),
@@ -96,14 +98,11 @@ def description(folder: str) -> dict:
 
 def find_dataset(out: str, config: DatasetConfig, source_digest: str | None = None) -> str:
     """Folder of the finished data set of a config; ValueError if there is none, or one from each of several sources."""
-    wanted, found = config_digest(config), []
-    for name in storage.listing(storage.join(out, "shards")):
-        folder = storage.join(out, "shards", name)
-        if not name.startswith(f"{config.source}-{config.size}-") or not storage.exists(storage.join(folder, MANIFEST)):
-            continue
-        about = description(folder)
-        if about["config_digest"] == wanted and source_digest in (None, about["source_digest"]):
-            found.append(folder)
+    found = [
+        folder
+        for folder, source in datasets(out, config).items()
+        if source_digest in (None, source) and storage.exists(storage.join(folder, MANIFEST))
+    ]
     if len(found) == 1:
         return found[0]
     if found:
@@ -115,6 +114,19 @@ def find_dataset(out: str, config: DatasetConfig, source_digest: str | None = No
         f"no finished {config.source} data set of this config in {out}: run `python -m jobs.shard` with the same recipe, "
         "--data, --out and --dataset options first"
     )
+
+
+def datasets(out: str, config: DatasetConfig) -> dict[str, str]:
+    """Folder -> source digest of all data sets of a config, finished or not, the newest first."""
+    wanted, found = config_digest(config), []
+    for name in storage.listing(storage.join(out, "shards")):
+        folder = storage.join(out, "shards", name)
+        path = storage.join(folder, DESCRIPTION)
+        if name.startswith(f"{config.source}-{config.size}-") and storage.exists(path):
+            about = description(folder)
+            if about["config_digest"] == wanted:
+                found.append((storage.modified(path), folder, about["source_digest"]))
+    return {folder: source for _, folder, source in sorted(found, reverse=True)}
 
 
 def records(folder: str, plans: Sequence[ShardPlan]) -> Iterator[FinishedShard | None]:
@@ -131,26 +143,42 @@ def records(folder: str, plans: Sequence[ShardPlan]) -> Iterator[FinishedShard |
             yield from pool.map(read, plans[start : start + 4 * READERS])
 
 
-def merge_samples(folder: str, plans: Sequence[ShardPlan]) -> tuple[ShardRecord, ...]:
-    """Write samples.parquet from the records of all shards, and return the shards that have samples, by name."""
-    kept = []
+@dataclass(frozen=True)
+class Merged:
+    """What the records of all shards add up to."""
+
+    shards: tuple[ShardRecord, ...]  # those with samples, by name
+    inputs: int
+    skipped: dict[str, int]  # reason -> rejected inputs, the most frequent first
+
+
+def merge_samples(folder: str, plans: Sequence[ShardPlan]) -> Merged:
+    """Write samples.parquet from the records of all shards."""
+    shards, inputs, skipped = [], 0, Counter()
     with storage.publishing(storage.join(folder, SAMPLES)) as part:
         with pq.ParquetWriter(part, SAMPLE_COLUMNS, compression="zstd", store_schema=False) as writer:
-            columns = {name: [] for name in SAMPLE_COLUMNS.names}
+            rows = []
             for plan, finished in zip(plans, records(folder, plans), strict=True):
-                if finished is None:
-                    raise OSError(f"{folder}: the record of shard {plan.name} has gone; run the job again")
-                for name, values in zip(finished.fates[0]._fields, zip(*finished.fates, strict=True), strict=True):
-                    columns[name] += values
-                columns["split"] += [plan.split] * len(finished.fates)
-                columns["shard"] += [plan.name] * len(finished.fates)
+                if finished is None or not fits(finished, plan):
+                    raise OSError(
+                        f"{folder}: shard {plan.name} has gone while the data set was built; run the job again"
+                    )
+                rows += [(plan.split, plan.name, *fate) for fate in finished.fates]
+                inputs += len(plan)
+                skipped.update(finished.record.skipped)
                 if finished.record.samples:
-                    kept.append(finished.record)
-                if len(columns["key"]) >= ROWS_AT_ONCE:
-                    writer.write_table(pa.table(columns, schema=SAMPLE_COLUMNS))
-                    columns = {name: [] for name in SAMPLE_COLUMNS.names}
-            writer.write_table(pa.table(columns, schema=SAMPLE_COLUMNS))
-    return tuple(sorted(kept, key=lambda record: record.name))
+                    shards.append(finished.record)
+                if len(rows) >= ROWS_AT_ONCE:
+                    writer.write_table(_sample_table(rows))
+                    rows = []
+            if rows:
+                writer.write_table(_sample_table(rows))
+    return Merged(tuple(sorted(shards, key=lambda record: record.name)), inputs, dict(skipped.most_common()))
+
+
+def _sample_table(rows: list[tuple]) -> pa.Table:
+    columns = zip(("split", "shard", *Fate._fields), zip(*rows, strict=True), strict=True)
+    return pa.table(dict(columns), schema=SAMPLE_COLUMNS)
 
 
 def status_rows(folder: str, columns: Sequence[str]) -> Iterator[dict[str, list]]:
@@ -232,18 +260,13 @@ def parse_manifest(content: bytes) -> tuple[tuple[ShardRecord, ...], str]:
 
 
 def _check_sizes(metadata: pq.FileMetaData, length: int) -> None:
-    """Nothing in the file claims to be larger than the file, so reading it takes no more memory than a multiple of that."""
-    if (
-        metadata.num_rows > length
-        or metadata.num_columns != len(SHARD_COLUMNS.names)
-        or metadata.num_row_groups > length
-    ):
+    """Nothing in the file claims to be larger than the file: `commit` writes plain columns."""
+    if metadata.num_columns != len(SHARD_COLUMNS.names) or max(metadata.num_rows, metadata.num_row_groups) > length:
         raise ValueError(f"it claims {metadata.num_rows} rows of {metadata.num_columns} columns in {length} bytes")
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
-            if not plain or not 0 <= column.total_uncompressed_size <= length or column.num_values > length:
-                raise ValueError("a column is compressed, or claims to be larger than the file")
+    # not `.column(i)`: for some damaged footers pyarrow 25 ends the process there instead of raising
+    claimed = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if not 0 <= claimed <= length:
+        raise ValueError(f"it claims {claimed} bytes of columns in {length}")
 
 
 def _counts(text: str) -> dict:

@@ -66,10 +66,10 @@ def tar_of(parts: Iterable[bytes]) -> bytes:
 
 def split_tar(content: bytes) -> dict[str, bytes]:
     """Key -> the sample's part of the tar, as `member_bytes` made it."""
-    found = _pairs(content)
-    ends = [start - tar.HEADER for _, (start, _), _ in found[1:]]
-    ends.append(found[-1][2][0] + sum(found[-1][2][1:]) + -found[-1][2][1] % tar.HEADER if found else 0)
-    return {key: content[text[0] - tar.HEADER : end] for (key, text, _), end in zip(found, ends, strict=True)}
+    parts = {}
+    for key, (text, _), (png, size) in _pairs(content):
+        parts[key] = content[text - tar.HEADER : png + size + -size % tar.HEADER]
+    return parts
 
 
 def read_shard(

@@ -1,7 +1,8 @@
 """One planned shard of a source -> one tar and, after it, one small file that says the tar is whole.
 
     <data set>/train-00003.tar            the samples
-    <data set>/records/train-00003.json   its ShardRecord and the fate of every input; written when the tar is there
+    <data set>/records/train-00003.json   its ShardRecord and the fate of every input, and a sha256 of that line;
+                                          written when the tar is there
 
 Both appear whole or not at all (storage.publish_bytes) and depend on source and config alone. So a task may be killed and
 repeated, or run twice at once: a shard whose record fits its plan and its tar is done, any other is written again.
@@ -52,10 +53,7 @@ class FinishedShard:
 
     record: ShardRecord
     fates: tuple[Fate, ...]
-
-    def rejected(self) -> list[int]:
-        """Places of the inputs that could not be used."""
-        return [place for place, fate in enumerate(self.fates) if fate.status != ACCEPTED]
+    marks: tuple[str, ...]  # of each input a digest of its row in the plan; none where the source lists no rows
 
 
 Entry = tuple[Fate, bytes]  # an input's fate and its part of the tar, empty if it was rejected
@@ -66,29 +64,38 @@ def write_shard(folder: str, plan: ShardPlan, source: Source) -> FinishedShard:
     return _finish(folder, plan, map(_entry, source.read(plan)))
 
 
-def retry_shard(folder: str, plan: ShardPlan, source: Source) -> FinishedShard:
-    """Read only the rejected inputs of a finished shard again; the samples that are there keep their bytes.
+def retry_shard(folder: str, plan: ShardPlan, source: Source, before: str) -> FinishedShard:
+    """Write one shard with the samples it has in the folder `before`, which may be the same; read only its other inputs.
 
-    The result is that of `write_shard` with the source as it is now, as long as it still gives what it gave before.
+    Others are those that were rejected, and those whose row in the plan has changed since. So the result is that of
+    `write_shard`, as far as the source's digest, which is made of these rows, tells its inputs apart.
     """
-    before = read_record(folder, plan.name)
-    if not fits(before, plan):
-        raise ValueError(f"shard {plan.name} was made from other inputs: build the data set again")
-    content = _read_tar(folder, before.record)
+    try:
+        old = read_record(before, plan.name)
+        content = _read_tar(before, old.record)
+    except (FileNotFoundError, ValueError):
+        old = None
+    if old is None or not fits(old, plan):
+        return write_shard(folder, plan, source)
     # another tar under the old record must not be taken for done if this is killed half way
     storage.delete(record_path(folder, plan.name))
-    return _finish(folder, plan, _retried(before, content, plan, source))
+    return _finish(folder, plan, _retried(old, content, plan, source))
 
 
-def _retried(before: FinishedShard, content: bytes, plan: ShardPlan, source: Source) -> Iterator[Entry]:
+def _retried(old: FinishedShard, content: bytes, plan: ShardPlan, source: Source) -> Iterator[Entry]:
     parts = split_tar(content) if content else {}
-    for place, fate in enumerate(before.fates):
-        if fate.status == ACCEPTED:
+    same = [mark == now for mark, now in zip(old.marks, _marks(plan), strict=True)] or [True] * len(plan)
+    for place, fate in enumerate(old.fates):
+        if fate.status == ACCEPTED and same[place]:
             yield fate, parts[fate.key]
             continue
         at = plan.start + place
         one = dataclasses.replace(plan, start=at, stop=at + 1, rows=plan.rows[place : place + 1])
         yield from map(_entry, source.read(one))
+
+
+def _marks(plan: ShardPlan) -> tuple[str, ...]:
+    return tuple(hashlib.sha256(repr(row).encode("utf-8", "backslashreplace")).hexdigest()[:16] for row in plan.rows)
 
 
 def _entry(item: Sample | Rejected) -> Entry:
@@ -100,8 +107,10 @@ def _entry(item: Sample | Rejected) -> Entry:
     reason = "" if item.captions else "no captions"
     try:
         text = text_bytes(item.captions, item.source)
-    except ValueError:
+    except UnicodeEncodeError:
         reason = "caption is not valid text"
+    except ValueError:
+        reason = "captions are too long"
     if reason:
         return _rejected(Rejected(item.key, item.source, item.split, reason, item.captions, *item.original))
     fate = Fate(item.key, ACCEPTED, *item.original, item.captions, item.source)
@@ -134,7 +143,7 @@ def _finish(folder: str, plan: ShardPlan, entries: Iterable[Entry]) -> FinishedS
         sha256=hashlib.sha256(content).hexdigest(),
         skipped=dict(sorted(Counter(fate.status for fate in fates if fate.status != ACCEPTED).items())),
     )
-    finished = FinishedShard(record, fates)
+    finished = FinishedShard(record, fates, _marks(plan))
     if accepted:  # an empty tar is none: WebDataset fails on it
         storage.publish_bytes(storage.join(folder, record.name), content)
     # a record lost in a power failure only means that its shard is written again
@@ -148,24 +157,29 @@ def record_path(folder: str, name: str) -> str:
 
 def _to_text(finished: FinishedShard) -> str:
     columns = dict(zip(Fate._fields, zip(*finished.fates, strict=True), strict=True))
-    values = {"record": dataclasses.asdict(finished.record), "inputs": columns}
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    values = {"record": dataclasses.asdict(finished.record), "inputs": columns, "marks": finished.marks}
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def read_record(folder: str, name: str) -> FinishedShard:
     """The record of a shard; FileNotFoundError if it is not finished, ValueError if the file is damaged."""
     path = record_path(folder, name)
     try:
-        values = json.loads(storage.read_bytes(path, limit=MAX_RECORD))
+        content, _, digest = storage.read_bytes(path, limit=MAX_RECORD).partition(b"\n")
+        if hashlib.sha256(content).hexdigest().encode() != digest.strip():
+            raise ValueError("it does not match its checksum")
+        values = json.loads(content)
         record = record_of(values["record"])
         columns = [values["inputs"][field] for field in Fate._fields]
         fates = tuple(Fate(*row)._replace(captions=tuple(row[4])) for row in zip(*columns, strict=True))
         accepted = tuple(len(fate.captions) for fate in fates if fate.status == ACCEPTED)
-        if accepted != record.captions:
+        marks = tuple(map(str, values["marks"]))
+        if accepted != record.captions or len(marks) not in (0, len(fates)):
             raise ValueError("its inputs do not add up to its record")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and the shard is built again") from None
-    return FinishedShard(record, fates)
+    return FinishedShard(record, fates, marks)
 
 
 def record_of(values: Mapping) -> ShardRecord:
@@ -188,9 +202,14 @@ def record_of(values: Mapping) -> ShardRecord:
 
 
 def fits(finished: FinishedShard, plan: ShardPlan) -> bool:
-    """Whether a record was made from the inputs of this plan."""
-    record = finished.record
-    return (record.name, record.split, len(finished.fates)) == (f"{plan.name}.tar", plan.split, len(plan))
+    """Whether a record was made for a plan of this shape; the inputs behind it are what the data set's name stands for."""
+    record, rows = finished.record, len(finished.marks)
+    return (record.name, record.split, len(finished.fates), rows) == (
+        f"{plan.name}.tar",
+        plan.split,
+        len(plan),
+        len(plan.rows),
+    )
 
 
 def _read_tar(folder: str, record: ShardRecord) -> bytes:
@@ -198,5 +217,5 @@ def _read_tar(folder: str, record: ShardRecord) -> bytes:
     path = storage.join(folder, record.name)
     content = storage.read_bytes(path, limit=record.bytes) if record.samples else b""
     if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise ValueError(f"shard {path} does not match its record: build the data set again, then retry")
+        raise ValueError(f"shard {path} does not match its record")
     return content
