@@ -277,6 +277,16 @@ class EvaluationConfig:
     features: str | None = None
     """Weights (.safetensors) of a VGG-like net that finds similar photographs; without them, their pixels at 8x8."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "workers", "ssi_captions", "ssi_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EvaluationConfig.{name}: {getattr(self, name)} is not allowed; at least 1")
+        for name in ("images", "queries", "judged", "mean_captions"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"EvaluationConfig.{name}: {getattr(self, name)} is not allowed; 0 or more")
+        if self.shortlist < 2:
+            raise ValueError(f"EvaluationConfig.shortlist: {self.shortlist} is not allowed; at least 2 candidates")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -6,10 +6,11 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.models.base import CaptionModel
+from pipeline.models.captioner import Captioner
 from pipeline.models.draw import DrawModel
 from pipeline.models.vae import VaeModel
 
-MODELS = {"draw": DrawModel, "vae": VaeModel}
+MODELS = {"draw": DrawModel, "vae": VaeModel, "captioner": Captioner}
 
 
 def build_model(config: ModelConfig, vocabulary: int, size: int, channels: int, seed: int = 0) -> CaptionModel:
