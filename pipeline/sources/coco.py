@@ -21,12 +21,11 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pipeline import storage
 from pipeline.config import DatasetConfig
@@ -134,9 +133,7 @@ class Annotations:
         name = f"captions_{subset}.json"
         path = storage.join(data, "annotations", name)
         if storage.exists(path):
-            if (size := storage.size_of(path)) > MOST_JSON:
-                raise ValueError(f"{path}: {size} bytes, at most {MOST_JSON} are read")
-            return cls.parse(storage.read_bytes(path), path)
+            return cls.parse(storage.read_bytes(path, MOST_JSON), path)
         path = storage.join(data, f"annotations_trainval{year}.zip")
         if not storage.exists(path):
             raise ValueError(f"{data}: annotations/{name} is missing; expected {_EXPECTED}; found: {contents(data)}")
@@ -184,15 +181,15 @@ def _captions_by_image(images: list[dict], annotations: list[dict]) -> dict[int,
     from pycocotools.coco import COCO
 
     coco = COCO()
-    coco.dataset = {"images": images, "annotations": [{"id": i, **a} for i, a in enumerate(annotations)]}
+    coco.dataset = {"images": images, "annotations": [{**a, "id": i} for i, a in enumerate(annotations)]}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints; the last line of a job's output is its result
         coco.createIndex()
-    return {image: [_clean(a["caption"]) for a in found] for image, found in coco.imgToAnns.items()}
+    return {image: [" ".join(_as_utf8(a["caption"]).split()) for a in found] for image, found in coco.imgToAnns.items()}
 
 
-def _clean(caption: str) -> str:
-    """Single blanks; characters that UTF-8 cannot hold (lone surrogates, which JSON can) become '?'."""
-    return " ".join(caption.split()).encode("utf-8", "replace").decode()
+def _as_utf8(text: str) -> str:
+    """JSON can hold lone surrogates, which UTF-8 cannot: they become '?'."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _parse_json(content: bytes, path: str) -> Any:
@@ -207,7 +204,7 @@ def _rows(subset: str, annotations: Annotations, sizes: dict[str, int], captions
     rows = []
     for image in annotations.images:
         file = image.get("file_name")
-        file = _clean(file)[:200] if isinstance(file, str) else "?"
+        file = _as_utf8(file)[:255] if isinstance(file, str) else "?"
         sides = (image.get(side) for side in ("width", "height"))
         width, height = (side if _is_id(side) and side < 2**31 else 0 for side in sides)
         words = tuple(annotations.captions.get(image["id"], [])[:captions])
@@ -235,9 +232,7 @@ def _load_karpathy(data: str) -> tuple[dict[int, str], str] | None:
     """Image id -> split of Karpathy's file, and the file's sha256; None where there is no such file."""
     for path in (storage.join(data, KARPATHY), storage.join(data, "annotations", KARPATHY)):
         if storage.exists(path):
-            if (size := storage.size_of(path)) > MOST_JSON:
-                raise ValueError(f"{path}: {size} bytes, at most {MOST_JSON} are read")
-            content = storage.read_bytes(path)
+            content = storage.read_bytes(path, MOST_JSON)
             return parse_karpathy(content, path), hashlib.sha256(content).hexdigest()
     return None
 
@@ -296,9 +291,7 @@ class ImageFolder:
         """File name -> bytes, of all files right in the folder."""
         if not self.packed:
             return storage.sizes(self.path)
-        prefix = f"{self.name}/"
-        found = {i.filename.removeprefix(prefix): i.file_size for i in _open_zip(self.path).infolist()}
-        return {name: size for name, size in found.items() if name and "/" not in name}
+        return _zip_sizes(_open_zip(self.path), self.name)
 
     def read(self, row: Row) -> bytes:
         """The bytes of an image that the listing holds; Unusable where they cannot be had."""
@@ -307,32 +300,61 @@ class ImageFolder:
         if row.bytes > MOST_BYTES:
             raise Unusable("too large", row.width, row.height)
         if self.packed:
-            return _read_member(_open_zip(self.path), f"{self.name}/{row.file}", MOST_BYTES)
-        try:
-            return storage.read_bytes(storage.join(self.path, row.file))
-        except FileNotFoundError:
-            raise Unusable("missing", row.width, row.height) from None
+            content = _read_member(_open_zip(self.path), f"{self.name}/{row.file}", row.bytes)
+        else:
+            content = _read_file(storage.join(self.path, row.file), row.bytes)
+        if len(content) != row.bytes:  # the data set's digest is over the listing
+            raise Unusable("changed since it was listed", row.width, row.height)
+        return content
+
+
+def _read_file(path: str, limit: int) -> bytes:
+    try:
+        return storage.read_bytes(path, limit)
+    except FileNotFoundError:
+        raise Unusable("missing") from None
+    except PermissionError:
+        raise Unusable("not readable") from None
+    except ValueError:
+        raise Unusable("changed since it was listed") from None
 
 
 @lru_cache(maxsize=4)
 def _open_zip(path: str) -> zipfile.ZipFile:
     """Opened once in a process: the directory of train2017.zip has 118,287 entries."""
     filesystem, name = storage.resolve(path)
+    return _zip_of(filesystem.open_input_file(name), path)
+
+
+def _zip_of(file: IO[bytes], path: str) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(filesystem.open_input_file(name))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        return zipfile.ZipFile(file)
+    except OSError:
+        raise  # of the disk or the network
+    except Exception as error:  # on damaged directories zipfile raises a dozen kinds, struct.error among them
         raise ValueError(f"{path}: not a whole zip file ({error}); get the file again") from None
+
+
+def _zip_sizes(archive: zipfile.ZipFile, folder: str) -> dict[str, int]:
+    """File name -> bytes, of the members right in a folder."""
+    found = {i.filename.removeprefix(f"{folder}/"): i.file_size for i in archive.infolist()}
+    return {name: size for name, size in found.items() if name and "/" not in name}
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """A member's bytes, never more than limit, whatever its header says; its checksum is verified."""
     try:
-        with archive.open(name) as member:
-            content = member.read(limit + 1)
+        info = archive.getinfo(name)
     except KeyError:
         raise Unusable("missing") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error):
-        raise Unusable("damaged in its zip file") from None
-    if len(content) > limit:
+    if info.file_size > limit:
         raise Unusable("too large")
-    return content
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Unusable("damaged in its zip file")  # others raise OSError on damage, which could then be the disk's
+    try:
+        with archive.open(info) as member:
+            return member.read(limit + 1)  # zipfile stops at the announced size
+    except OSError:
+        raise  # of the disk or the network, worth another try
+    except Exception:  # zipfile, zlib, ... each have their own on damaged members
+        raise Unusable("damaged in its zip file") from None
