@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline import checkpoint, storage
-from pipeline.config import DatasetConfig, RunConfig, to_dict
+from pipeline.config import RunConfig, to_dict
 from pipeline.loading.stream import stream
 from pipeline.models.build import build_model
 from pipeline.on_ray import group
@@ -27,9 +27,7 @@ from pipeline.on_ray import train as training
 from pipeline.on_ray.group import StopRequest, run_group
 from pipeline.on_ray.train import share_of, train_worker
 from pipeline.recipes import find_recipe
-from pipeline.shards.manifest import VOCABULARY, commit, dataset_folder, describe, load_manifest, merge_samples
-from pipeline.shards.write import write_shard
-from pipeline.sources import open_source
+from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.fit import NotFinite, backward
 from pipeline.training.optim import make_optimizer
@@ -44,24 +42,7 @@ STEPS = 24
 def config_of(**train: object) -> RunConfig:
     base = find_recipe("tiny-aligndraw")
     changes = {"steps": STEPS, "save_every": 3, "log_every": 1, "validate_every": 6, "workers": 1, **train}
-    return replace(base, dataset=DATASET, train=replace(base.train, **changes))
-
-
-DATASET = DatasetConfig(source="digits", size=60, channels=1, train=96, val=24, test=24, samples_per_shard=32)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished data set of a hundred drawn digits, made in this process."""
-    source = open_source(DATASET, None)
-    folder = dataset_folder(str(tmp_path_factory.mktemp("data")), DATASET, source.digest)
-    describe(folder, DATASET, source.digest, source.facts)
-    for plan in source.plan:
-        write_shard(folder, plan, source)
-    captions = [caption for plan in source.plan for sample in source.read(plan) for caption in sample.captions]
-    storage.publish_text(storage.join(folder, VOCABULARY), Vocabulary.build(captions).to_json())
-    commit(folder, merge_samples(folder, source.plan).shards)
-    return folder
+    return replace(base, train=replace(base.train, **changes))
 
 
 def order_of(folder: Path | str, dataset: str, config: RunConfig, **more: object) -> dict:
@@ -158,18 +139,18 @@ def test_elastic_training_goes_on_when_a_machine_is_lost_for_good(
     config, folder = config_of(workers=2, min_workers=1, threads=2, retries=1), tmp_path / "train"
     sizes = tmp_path / "sizes"
     order = order_of(folder, dataset, config, script={"pause_s": 0.15, "sizes": str(sizes)})
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--address", ray_cluster, "--block"]
-    with open(tmp_path / "node.log", "w") as log:
-        node = subprocess.Popen(
-            [*command, "--num-cpus=2", f"--object-store-memory={80 * 2**20}"], stdout=log, stderr=log
-        )
+    ray_program = Path(sys.executable).with_name("ray")
+    command = [ray_program, "start", "--address", ray_cluster, "--node-ip-address", "127.0.0.1"]
+    command += ["--num-cpus", "2", "--object-store-memory", str(80 * 2**20), "--block"]
+    surroundings = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # conftest's 0 allows a single node only
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings)
     try:
         wait_for(lambda: ray.cluster_resources()["CPU"] == 4, node)
         threading.Thread(target=lambda: (wait_for(lambda: step_of(folder) >= 6, node), node.terminate())).start()
         outcome = run_group(scripted_worker, order, config.train, str(folder))
     finally:
         node.terminate()
-        node.wait()
+        node.communicate()
     assert sizes.read_text().split() == ["2", "1"]
     assert (outcome["reason"], outcome["step"]) == ("finished", STEPS)
     train_worker(order_of(tmp_path / "undisturbed", dataset, config))
