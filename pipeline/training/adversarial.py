@@ -184,7 +184,9 @@ class Players:
     def of(cls, state: TrainState, generators: Levels, ranks: Ranks = ALONE) -> Players:
         (drawing,) = set(state.networks) - {"discriminator"}
         discriminators = state.networks["discriminator"]
-        wrapped = [ranks.wrap(levels.train()) for levels in (generators, discriminators)]
+        for levels in (generators, discriminators):
+            levels.train().to(memory_format=torch.channels_last)  # convolutions are 10-20 % faster so
+        wrapped = [ranks.wrap(levels) for levels in (generators, discriminators)]
         return cls(
             Side("generator", generators, wrapped[0], state.optimizers[drawing]),
             Side("discriminator", discriminators, wrapped[1], state.optimizers["discriminator"]),
