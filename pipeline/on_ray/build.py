@@ -35,7 +35,6 @@ from pipeline.shards.manifest import (
 )
 from pipeline.shards.members import read_shard
 from pipeline.shards.write import RECORDS, FinishedShard, fits, retry_shard, write_shard
-from pipeline.sources import open_source
 from pipeline.sources.source import Source
 from pipeline.text.vocabulary import Vocabulary
 
@@ -47,14 +46,13 @@ Write = Callable[[str, ShardPlan, Source], FinishedShard]
 Log = Callable[[str], None]
 
 
-def build_dataset(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
-    """Shard the source that the config names, on a running Ray; does only what is not done yet."""
-    source = open_source(config, data)
+def build_dataset(config: DatasetConfig, source: Source, out: str, log: Log = print) -> Manifest:
+    """Shard an opened source, on a running Ray; does only what is not done yet."""
     return build_shards(config, source, dataset_folder(out, config, source.digest), log)
 
 
 def build_shards(config: DatasetConfig, source: Source, folder: str, log: Log = print) -> Manifest:
-    """All shards of an opened source in `folder`, then the files beside them."""
+    """All shards of a source in `folder`, then the files beside them."""
     with _alone(folder, log):
         if (manifest := _finished(folder, log)) is not None:
             return manifest
@@ -66,13 +64,12 @@ def build_shards(config: DatasetConfig, source: Source, folder: str, log: Log = 
         return _finish(config, folder, plans, log)
 
 
-def retry_rejected(config: DatasetConfig, data: str | None, out: str, log: Log = print) -> Manifest:
+def retry_rejected(config: DatasetConfig, source: Source, out: str, log: Log = print) -> Manifest:
     """Read the rejected inputs of a data set again, and write only the shards anew that they belong to.
 
     Mended files make another source, so another data set: it takes over what has not changed from the newest data set of
     the same config. The result is that of `build_dataset` on the source as it is now.
     """
-    source = open_source(config, data)
     folder = dataset_folder(out, config, source.digest)
     others = list(datasets(out, config))
     if not others:

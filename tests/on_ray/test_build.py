@@ -17,7 +17,7 @@ import pytest
 from pipeline import storage
 from pipeline.config import DatasetConfig
 from pipeline.on_ray import build
-from pipeline.on_ray.build import build_shards, verify_dataset
+from pipeline.on_ray.build import build_dataset, build_shards, retry_rejected, verify_dataset
 from pipeline.sample import Sample
 from pipeline.shards.manifest import dataset_folder, load_manifest
 from pipeline.shards.members import read_shard
@@ -323,58 +323,44 @@ def test_two_runs_at_once_on_one_folder_end_with_the_same_bytes(
     assert len(source.calls()) == 39, "nothing was written twice"
 
 
-class Reopened:
-    """Stands in for open_source: the data may have been mended since."""
-
-    def __init__(self, source: FakeSource, digest: str) -> None:
-        self.source = source
-        source.digest = digest
-
-    def __call__(self, config: DatasetConfig, data: str | None) -> FakeSource:
-        return self.source
-
-
 @pytest.mark.parametrize("digest", ["same", "mended"])
 def test_retrying_takes_over_what_was_accepted_and_equals_a_new_build(
-    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+    source: FakeSource, tmp_path: Path, digest: str
 ) -> None:
     """With the same digest (a disk that had a bad day) in place; with another (files were mended) in a new folder."""
     out = str(tmp_path / "out")
     for key in ("train-000002", "train-000010", "val-000003"):
         source.trouble("rejected", key).write_text("not an image")
-    monkeypatch.setattr(build, "open_source", Reopened(source, "same"))
-    first = build.build_dataset(CONFIG, None, out, quiet)
+    source.digest = "same"
+    first = build_dataset(CONFIG, source, out, quiet)
     before = files(first.folder)
-    monkeypatch.setattr(build, "open_source", Reopened(source, digest))
+    source.digest = digest
     source.trouble("rejected", "train-000002").unlink()
     source.trouble("rejected", "val-000003").unlink()
     source.forget_calls()
-    retried = build.retry_rejected(CONFIG, None, out, quiet)
+    retried = retry_rejected(CONFIG, source, out, quiet)
     assert sorted(source.calls()) == ["train-000002", "train-000010", "val-000003"]
     assert retried.folder == dataset_folder(out, CONFIG, digest)
     assert (retried.folder == first.folder) == (digest == "same")
     if digest == "mended":
         assert files(first.folder) == before
-    new = build.build_dataset(CONFIG, None, str(tmp_path / "new"), quiet)
+    new = build_dataset(CONFIG, source, str(tmp_path / "new"), quiet)
     assert files(retried.folder) == files(new.folder)
 
 
-def test_retrying_after_a_build_with_too_many_rejected_finishes_it(
-    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retrying_after_a_build_with_too_many_rejected_finishes_it(source: FakeSource, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    monkeypatch.setattr(build, "open_source", Reopened(source, "same"))
     with pytest.raises(ValueError, match="run the job without --retry-rejected first"):
-        build.retry_rejected(CONFIG, None, out, quiet)
+        retry_rejected(CONFIG, source, out, quiet)
     keys = [item.key for plan in source.plan[:2] for item in source.samples(plan)]
     for key in keys:
         source.trouble("rejected", key).write_text("not there")
     with pytest.raises(ValueError, match="13 of 39"):
-        build.build_dataset(CONFIG, None, out, quiet)
+        build_dataset(CONFIG, source, out, quiet)
     for key in keys[1:]:
         source.trouble("rejected", key).unlink()
     source.forget_calls()
-    manifest = build.retry_rejected(CONFIG, None, out, quiet)
+    manifest = retry_rejected(CONFIG, source, out, quiet)
     assert sorted(source.calls()) == keys
     assert sum(shard.samples for shard in manifest.shards) == 38
-    assert files(manifest.folder) == files(build.build_dataset(CONFIG, None, str(tmp_path / "new"), quiet).folder)
+    assert files(manifest.folder) == files(build_dataset(CONFIG, source, str(tmp_path / "new"), quiet).folder)
