@@ -21,9 +21,10 @@ STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
 
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {
+    "dataset": ("max_rejected",),
     "train": ("workers", "min_workers", "threads", "gpu", "retries", "accumulate", "log_every", "save_every"),
     "sharpen": ("log_every", "save_every"),
-    "evaluation": ("workers",),
+    "evaluation": ("workers", "gpu"),
 }
 _HELD: set[str] = set()  # folders of runs whose lock this process holds
 
