@@ -37,20 +37,25 @@ def main(argv: Sequence[str] | None = None) -> dict:
         _remove(workspace)
     with workspace.opened(), workspace.tracker(PARENT) as tracker:
         tracker.params(to_dict(arguments.config))
-        results = {stage: _stage(stage, workspace, [w for w in words if w != "--fresh"]) for stage in STAGES}
-        return _summary(workspace, results, tracker)
+        stages = _run(workspace, [word for word in words if word != "--fresh"])
+        return _summary(workspace, stages, tracker)
 
 
-def _stage(name: str, workspace: Workspace, words: list[str]) -> dict:
-    """The stage's result: the one that is there, or made now."""
-    if (result := workspace.finished(name)) is not None:
-        print(f"== {name}: done before, in {workspace.stage(name)}", flush=True)
-        return result
-    print(f"== {name}", flush=True)
-    began = time.monotonic()
-    result = importlib.import_module(f"jobs.{name}").main(words)
-    print(f"== {name}: done in {time.monotonic() - began:.0f} s", flush=True)
-    return result
+def _run(workspace: Workspace, words: list[str]) -> dict[str, dict]:
+    """Every stage's result: the one that is there, or one made now, and then all after it, which were made from others."""
+    results, made = {}, False
+    for stage in STAGES:
+        if (result := workspace.finished(stage)) is not None and not made:
+            print(f"== {stage}: done before, in {workspace.stage(stage)}", flush=True)
+        else:
+            if result is not None:
+                storage.delete(workspace.stage(stage))
+            print(f"== {stage}", flush=True)
+            began, made = time.monotonic(), True
+            result = importlib.import_module(f"jobs.{stage}").main(words)
+            print(f"== {stage}: done in {time.monotonic() - began:.0f} s", flush=True)
+        results[stage] = result
+    return results
 
 
 def _remove(workspace: Workspace) -> None:
@@ -66,7 +71,7 @@ def _summary(workspace: Workspace, results: dict[str, dict], tracker: Tracker) -
     """Print the table and where to look; the job's result."""
     metrics = results["evaluate"]["metrics"]
     tracker.tags({"data": results["shard"]["digest"]})
-    tracker.metrics(metrics, 0)
+    tracker.metrics(metrics, results["train"]["checkpoint_step"])
     picture = results["figures"]["picture"]
     tracker.artifact(picture)
     tracker.flush()

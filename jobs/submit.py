@@ -74,6 +74,8 @@ def environment(surroundings: dict[str, str], address: str, names: list[str]) ->
     }
     if _is_here(address):
         variables["CANVAS_FOLDER"] = os.getcwd()  # what relative paths are relative to
+        if "RAY_ADDRESS" in surroundings:  # which Ray a worker is of, where there are several on the machine
+            variables["RAY_ADDRESS"] = surroundings["RAY_ADDRESS"]
     if uri := surroundings.get("MLFLOW_TRACKING_URI"):
         variables["MLFLOW_TRACKING_URI"] = uri
     return variables | {name: surroundings[name] for name in names}

@@ -41,11 +41,12 @@ SEND_EVERY_S, RETRY_AT_MOST_EVERY_S = 3.0, 60.0  # between batches; and while th
 CLOSE_S = 20.0  # how long the end of a stage waits for the server
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the server's limits for one request
 # A request that is not answered is tried three times; MLflow's own settings would block a thread for four minutes.
-PATIENCE = {
+CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a job's last line is its result
 }
 
 
@@ -70,7 +71,7 @@ class Tracker:
     def __init__(self, journal: Journal, uri: str | None, *, leads: bool) -> None:
         self._journal, self._uri = journal, uri
         self._leads = leads  # the parent's status follows this stage's: the stage was started alone
-        self._stop, self._thread = threading.Event(), None
+        self._stop, self._thread, self._down = threading.Event(), None, False
         self._status("RUNNING")
         if uri is not None:
             self._sender = Sender(journal, uri)
@@ -116,10 +117,10 @@ class Tracker:
         return run_url(self._journal.sent())
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
-        """Wait until all that was recorded is sent; False when the server did not take it in time."""
+        """Wait until all that was recorded is sent; False when the server does not answer or did not take it in time."""
         deadline = time.monotonic() + timeout_s
         while self._thread is not None and self._journal.unsent():
-            if time.monotonic() > deadline:
+            if self._down or time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
@@ -148,7 +149,7 @@ class Tracker:
 
     def _keep_sending(self) -> None:
         """Send what is new every few seconds, ever more rarely while the server does not answer; once more at the end."""
-        wait, down, siblings = 0.0, False, self._journal.head["parent"] is not None
+        wait, siblings = 0.0, self._journal.head["parent"] is not None
         while True:
             last = self._stop.wait(wait)
             try:
@@ -156,13 +157,13 @@ class Tracker:
                 if siblings:  # what earlier stages could not send
                     sync(_above(self._journal.folder), self._uri, but=self._journal.folder)
                     siblings = False
-                if down:
+                if self._down:
                     _say(f"MLflow at {self._uri} is back: {count} records sent")
-                wait, down = SEND_EVERY_S, False
+                wait, self._down = SEND_EVERY_S, False
             except unavailable() as error:
-                if not down:
+                if not self._down:
                     _say(f"MLflow at {self._uri} does not take records ({brief(error)}): they are kept and sent later")
-                wait, down = min(max(2 * wait, SEND_EVERY_S), RETRY_AT_MOST_EVERY_S), True
+                wait, self._down = min(max(2 * wait, SEND_EVERY_S), RETRY_AT_MOST_EVERY_S), True
             if last:
                 return
 
@@ -271,7 +272,7 @@ class Sender:
     """Brings a server up to date with a journal."""
 
     def __init__(self, journal: Journal, uri: str) -> None:
-        for name, value in PATIENCE.items():
+        for name, value in CLIENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 

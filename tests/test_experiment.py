@@ -1,0 +1,131 @@
+"""The main job: every stage once, what is done skipped, what is stale made anew, and one MLflow run with the stages in it."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import experiment
+from jobs.arguments import parse
+from jobs.workspace import STAGES, Workspace
+
+MADE = {
+    "shard": {"digest": "abc"},
+    "train": {"checkpoint_step": 8},
+    "sharpen": {},
+    "evaluate": {"metrics": {"test/bound": -3.0}, "table": "| table |"},
+    "figures": {"picture": "captions.png"},
+}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that only say that they ran; their names in order."""
+    names: list[str] = []
+
+    def stage(name: str):
+        def main(words: list[str]) -> dict:
+            arguments = parse("python -m jobs.train", words)
+            if (arguments.data or "").endswith(f"/broken-{name}"):
+                raise ValueError(f"{name} has no paint")
+            names.append(name)
+            workspace = Workspace(arguments.out, arguments.config)
+            with workspace.opened():
+                return workspace.finish(name, MADE[name])
+
+        return SimpleNamespace(main=main)
+
+    fake = SimpleNamespace(import_module=lambda name: stage(name.removeprefix("jobs.")))
+    monkeypatch.setattr(experiment, "importlib", fake)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return names
+
+
+def statuses(folder: Path) -> list[str]:
+    lines = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    return [line["status"] for line in lines if "status" in line]
+
+
+def test_what_is_done_is_skipped_and_what_is_stale_is_made_anew(tmp_path: Path, made: list[str], capsys) -> None:
+    words, run = ["tiny-aligndraw", "--out", str(tmp_path)], tmp_path / "runs" / "tiny-aligndraw"
+    result = experiment.main(words)
+    assert made == list(STAGES)
+    assert result["metrics"] == {"test/bound": -3.0} and result["picture"] == "captions.png"
+    assert "| table |" in capsys.readouterr().out
+    assert experiment.main(words) == result
+    assert made == list(STAGES)
+    assert capsys.readouterr().out.count("done before") == 5
+    (run / "sharpen" / "result.json").unlink()
+    experiment.main(words)
+    assert made == [*STAGES, "sharpen", "evaluate", "figures"]
+    experiment.main([*words, "--fresh"])
+    assert made == [*STAGES, "sharpen", "evaluate", "figures", *STAGES]
+
+
+def test_a_stage_that_fails_ends_the_run_and_the_next_try_goes_on_there(tmp_path: Path, made: list[str]) -> None:
+    words, run = ["tiny-aligndraw", "--out", str(tmp_path)], tmp_path / "runs" / "tiny-aligndraw"
+    with pytest.raises(ValueError, match="sharpen has no paint"):
+        experiment.main([*words, "--data", "broken-sharpen"])
+    assert made == ["shard", "train"] and statuses(run) == ["RUNNING", "FAILED"]
+    experiment.main(words)
+    assert made == list(STAGES) and statuses(run)[2:] == ["RUNNING", "FINISHED"]
+
+
+def test_another_config_under_the_same_name_is_refused_and_nothing_is_lost(tmp_path: Path, made: list[str]) -> None:
+    words = ["tiny-aligndraw", "--out", str(tmp_path)]
+    experiment.main(words)
+    with pytest.raises(ValueError, match="model.steps: 3 -> 5"):
+        experiment.main([*words, "--model.steps", "5"])
+    assert made == list(STAGES)
+    experiment.main([*words, "--model.steps", "5", "--name", "other"])
+    assert made == [*STAGES, *STAGES]
+
+
+def test_a_run_that_another_process_works_on_is_neither_entered_nor_emptied(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["tiny-aligndraw", "--out", str(tmp_path)]
+    experiment.main(words)
+    other = Workspace(str(tmp_path), parse("python -m jobs.train", words).config)
+    with other.opened():
+        monkeypatch.setattr("jobs.workspace._HELD", set())  # as if the holder were another process
+        for more in ([], ["--fresh"]):
+            with pytest.raises(ValueError, match="is in use by process"):
+                experiment.main(words + more)
+        monkeypatch.setattr("jobs.workspace._HELD", {other.folder})
+    assert other.finished("figures") == MADE["figures"]
+
+
+def test_every_stage_for_real_is_one_run_with_nested_runs(
+    tmp_path: Path, ray_cluster: str, mlflow_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    words = ["tiny-aligndraw", "--out", str(tmp_path), "--name", "for-real"]
+    result = experiment.main(words)
+    again = experiment.main(words)
+    assert again == result
+    assert Path(result["picture"]).read_bytes().startswith(b"\x89PNG")
+
+    def ask(path: str, **body: object) -> dict:
+        request = urllib.request.Request(f"{mlflow_server.uri}/api/2.0/mlflow/{path}", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    with urllib.request.urlopen(
+        f"{mlflow_server.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=caption-canvas", timeout=20
+    ) as answer:
+        home = json.load(answer)["experiment"]["experiment_id"]
+    inside = f"tags.`mlflow.parentRunId` = '{result['mlflow_run_id']}'"
+    stages = ask("runs/search", experiment_ids=[home], filter=inside)["runs"]
+    assert sorted(run["info"]["run_name"] for run in stages) == sorted(STAGES)
+    assert {run["info"]["status"] for run in stages} == {"FINISHED"}
+    (train,) = [run for run in stages if run["info"]["run_name"] == "train"]
+    metrics = {metric["key"] for metric in train["data"]["metrics"]}
+    params = {param["key"]: param["value"] for param in train["data"]["params"]}
+    assert params["train.steps"] == "8" and params["model.kind"] == "draw" and params["dataset.size"] == "60"
+    assert any("bound" in name for name in metrics)
