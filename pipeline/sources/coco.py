@@ -30,9 +30,8 @@ from typing import IO, Any, NamedTuple
 from pipeline import storage
 from pipeline.config import DatasetConfig
 from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan
-from pipeline.sources.idx import contents
 from pipeline.sources.picture import MOST_BYTES, Unusable, read_picture
-from pipeline.sources.source import cut_into_shards, shuffled
+from pipeline.sources.source import check_folder, contents, cut_into_shards, shuffled
 
 YEARS = ("2017", "2014", "")  # layouts; "" is captions_train.json beside train/
 MOST_JSON = 2**30  # bytes; the captions of COCO 2014 have 67 MB
@@ -56,9 +55,9 @@ class CocoCaptions:
     """The source `coco`."""
 
     def __init__(self, config: DatasetConfig, data: str | None) -> None:
-        if not data or not storage.exists(data):
-            raise ValueError(f"coco needs --data, {_EXPECTED}; got {data or 'none'}")
+        check_folder(data, f"coco needs --data, {_EXPECTED}")
         self.size, self.channels = config.size, config.channels
+        _open_zip.cache_clear()  # the files may have changed since this process last opened them
         year = _find_year(data)
         annotations = {f"{part}{year}": Annotations.load(data, f"{part}{year}", year) for part in ("train", "val")}
         self.folders = {subset: ImageFolder.find(data, subset) for subset in annotations}
@@ -86,7 +85,7 @@ class CocoCaptions:
                 subset: {"sha256": a.sha256, "images": len(a.images), "unreadable_captions": a.unreadable}
                 for subset, a in annotations.items()
             },
-            "images": {subset: folder.name for subset, folder in self.folders.items()},
+            "images": {subset: "zip file" if folder.packed else "folder" for subset, folder in self.folders.items()},
             "warnings": [],
         }
         self.plan = tuple(

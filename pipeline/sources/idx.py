@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 
 from pipeline import storage
+from pipeline.sources.source import contents
 
 LARGEST = 2**30  # bytes of an unpacked file; EMNIST's largest has 547 MB
 STEP = 2**20  # bytes unpacked at a time
@@ -67,13 +68,6 @@ def read_idx(folder: str, name: str, axes: int) -> tuple[np.ndarray, str, str | 
     known = {hashlib.md5(content, usedforsecurity=False).hexdigest(), md5.hexdigest()} & set(PUBLISHED[name])
     warning = None if known else f"{found[0]} is not the published MNIST file (md5 of its content {md5.hexdigest()})"
     return array, sha256.hexdigest(), warning
-
-
-def contents(folder: str) -> str:
-    """What a folder holds, for messages."""
-    names = storage.listing(folder)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return shown or ("nothing" if storage.exists(folder) else "no such folder")
 
 
 def _gunzip(content: bytes, limit: int, name: str) -> bytes:

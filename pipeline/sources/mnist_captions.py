@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.config import DatasetConfig
 from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan
 from pipeline.sources.idx import read_idx
 from pipeline.sources.resize import resize
-from pipeline.sources.source import below, cut_into_shards, random_words, shuffled
+from pipeline.sources.source import below, check_folder, cut_into_shards, random_words, shuffled
 
 CANVAS = 60  # pixels; the numbers below are the authors' for this side
 DIGIT = 28
@@ -137,6 +136,8 @@ class DigitCaptions:
 
     def __init__(self, config: DatasetConfig, data: str | None) -> None:
         self.config, self.data = config, data
+        _load.cache_clear()  # the files may have changed since this process last opened them
+        _deal.cache_clear()
         _, self.digest, warnings = _load(config.source, data)
         deal = _deal(config, data)
         held_out = draw_held_out(config.seed)
@@ -260,8 +261,7 @@ def _load_packaged() -> tuple[dict[str, Digits], str, tuple[str, ...]]:
 
 
 def _load_idx(data: str | None) -> tuple[dict[str, Digits], str, tuple[str, ...]]:
-    if not data or not storage.exists(data):
-        raise ValueError(f"mnist needs --data, a folder with the four IDX files (gzipped or raw); got {data or 'none'}")
+    check_folder(data, "mnist needs --data, a folder with the four IDX files of MNIST (gzipped or raw)")
     files, digests, warnings = {}, [], []
     for name, prefix in {"train": "train", "test": "t10k"}.items():
         images, image_digest, image_warning = read_idx(data, f"{prefix}-images-idx3-ubyte", 3)

@@ -28,7 +28,7 @@ MOST_PIXELS = 2**26  # 8192 x 8192: below 1 GB of memory while it is resized
 LONGEST_SIDE = 2**14
 MOST_SCANS = 100  # of a progressive JPEG (photographs have about 10): each costs a pass over the picture
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what Pillow may try
-KEPT = 3  # decoded pixels an output pixel at least averages, in each direction, when a JPEG is decoded at a fraction
+KEPT = 4  # decoded pixels that an output pixel averages at least, each way, when a JPEG is decoded at a fraction
 
 
 class Unusable(Exception):

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 UNIT = 2**15  # a row of weights sums to this; cubic rows reach 1.5 x in absolute value: 1.5 x 2^15 x 255 < 2^24
-ROWS_AT_ONCE = 512  # bounds the float copy of a large picture
+GROUP = 4  # output rows computed at once
 
 
 def resize(image: np.ndarray, size: int, height: float | None = None, width: float | None = None) -> np.ndarray:
@@ -22,23 +22,31 @@ def resize(image: np.ndarray, size: int, height: float | None = None, width: flo
     height and width say where the true edge lies, in pixels of `image` (427 rows at half size are 213.5 of 214).
     """
     h, w, channels = image.shape
-    down = _weights(h, h if height is None else height, size)
-    across = _weights(w, w if width is None else width, size).astype(np.float64)
-    rows = np.zeros((size, w * channels), np.float32)
-    for start in range(0, h, ROWS_AT_ONCE):
-        part = image[start : start + ROWS_AT_ONCE].reshape(-1, w * channels).astype(np.float32)
-        rows += down[:, start : start + ROWS_AT_ONCE] @ part
-    small = across @ rows.reshape(size, w, channels).astype(np.float64)  # (size, size, C), times UNIT squared
+    down, spans = _weights(h, h if height is None else height, size)
+    across, _ = _weights(w, w if width is None else width, size)
+    rows = np.empty((size, w * channels), np.float32)
+    for first, top, bottom in spans:  # a few output rows at a time see only the input rows that they cover
+        part = image[top:bottom].reshape(bottom - top, w * channels).astype(np.float32)
+        np.matmul(down[first : first + GROUP, top:bottom], part, out=rows[first : first + GROUP])
+    small = across.astype(np.float64) @ rows.reshape(size, w, channels).astype(np.float64)  # times UNIT squared
     return np.clip(np.floor(small / UNIT**2 + 0.5), 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
-def _weights(pixels: int, extent: float, size: int) -> np.ndarray:
-    """(size, pixels) float32 of whole numbers: what each pixel, 1 wide, from 0 to extent, gives to each of `size` outputs."""
+def _weights(pixels: int, extent: float, size: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """What each pixel, 1 wide, from 0 to extent, gives to each output: (size, pixels) float32 of whole numbers.
+
+    With it, for each GROUP of outputs: the first of them, and first and last + 1 of the pixels that give anything to them.
+    """
     share = _cubic(pixels, size) if extent < size else _area(pixels, extent, size)
     # rounding the running sum keeps the row's sum exact
     running = np.rint(np.cumsum(share, axis=1) / share.sum(axis=1, keepdims=True) * UNIT)
-    return np.diff(running, axis=1, prepend=0).astype(np.float32)
+    weights = np.diff(running, axis=1, prepend=0).astype(np.float32)
+    spans = []
+    for first in range(0, size, GROUP):
+        (given,) = weights[first : first + GROUP].any(axis=0).nonzero()
+        spans.append((first, int(given[0]), int(given[-1]) + 1))
+    return weights, spans
 
 
 def _area(pixels: int, extent: float, size: int) -> np.ndarray:

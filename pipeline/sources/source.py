@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from pyarrow import fs
 
+from pipeline import storage
 from pipeline.sample import Rejected, Sample, ShardPlan
 
 
@@ -23,6 +25,22 @@ class Source(Protocol):
 
     def read(self, plan: ShardPlan) -> Iterator[Sample | Rejected]:
         """One item for each input of the plan, in order."""
+
+
+def check_folder(data: str | None, needs: str) -> None:
+    """ValueError unless `data` is a folder; `needs` says what it must be."""
+    if not data or not storage.exists(data):
+        raise ValueError(f"{needs}; got {data or 'none'}")
+    filesystem, name = storage.resolve(data)
+    if filesystem.get_file_info(name).type == fs.FileType.File:
+        raise ValueError(f"{needs}; got {data}, which is no folder")
+
+
+def contents(folder: str) -> str:
+    """What a folder holds, for messages."""
+    names = storage.listing(folder)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return shown or "nothing"
 
 
 def cut_into_shards(split: str, count: int, samples_per_shard: int, rows: tuple[Any, ...] = ()) -> list[ShardPlan]:

@@ -78,8 +78,8 @@ def test_no_order_of_summation_can_change_a_bit(shape: tuple[int, int], size: in
     from pipeline.sources.resize import UNIT, _weights
 
     image = np.where(picture(*shape) > 127, 255, 0).astype(np.uint8)  # the largest sums
-    down = _weights(shape[0], shape[0], size).astype(np.int64)
-    across = _weights(shape[1], shape[1], size).astype(np.int64)
+    down = _weights(shape[0], shape[0], size)[0].astype(np.int64)
+    across = _weights(shape[1], shape[1], size)[0].astype(np.int64)
     assert (down.sum(axis=1) == UNIT).all()
     exact = np.einsum("iy,yxc,jx->ijc", down, image.astype(np.int64), across, optimize=["einsum_path", (0, 1), (0, 1)])
     exact = np.clip((exact + UNIT**2 // 2) // UNIT**2, 0, 255).astype(np.uint8)

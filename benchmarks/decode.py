@@ -1,0 +1,82 @@
+"""Ways from a JPEG's bytes to 32x32: images a second on one core, and PSNR against full decode and area average in float64.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.decode ../shared/data/coco/*2017
+
+FIGURES
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from pipeline.sources.picture import read_picture
+
+SIZE, REPEATS = 32, 5
+
+
+def area(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def opencv(flag: int) -> Callable[[bytes], np.ndarray]:
+    return lambda content: area(cv2.imdecode(np.frombuffer(content, np.uint8), flag))[..., ::-1]
+
+
+def pillow(content: bytes) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+
+
+def eighth(content: bytes) -> np.ndarray:
+    """Huffman codes and next to nothing else: the floor of anything that decodes a JPEG."""
+    return simplejpeg.decode_jpeg(content, "GRAY", True, True, min_height=1, min_width=1, min_factor=8)
+
+
+WAYS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "pipeline.sources.picture": lambda content: read_picture(content, SIZE, 3).image,
+    "OpenCV full + INTER_AREA": opencv(cv2.IMREAD_COLOR),
+    "OpenCV half + INTER_AREA": opencv(cv2.IMREAD_REDUCED_COLOR_2),
+    "OpenCV quarter + INTER_AREA": opencv(cv2.IMREAD_REDUCED_COLOR_4),
+    "simplejpeg full + INTER_AREA": lambda content: area(simplejpeg.decode_jpeg(content, "RGB")),
+    "Pillow full + Lanczos": pillow,
+    "floor: 1/8 scale, grey": eighth,
+}
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / max(np.square(image - reference).mean(), 1e-9))
+
+
+def main(folders: list[str]) -> None:
+    cv2.setNumThreads(1)
+    contents = [file.read_bytes() for folder in folders for file in sorted(Path(folder).glob("*.jpg"))]
+    references = [
+        area(cv2.imdecode(np.frombuffer(c, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(float)) for c in contents
+    ]
+    best = dict.fromkeys(WAYS, float("inf"))
+    for _ in range(REPEATS):  # alternating, so that a busy minute hits all alike
+        for name, way in WAYS.items():
+            began = time.process_time()
+            for content in contents:
+                way(content)
+            best[name] = min(best[name], time.process_time() - began)
+    print(f"{len(contents)} images of {np.mean([len(c) for c in contents]) / 1000:.0f} KB")
+    for name, way in WAYS.items():
+        images = [way(content) for content in contents]
+        quality = [psnr(i, r) for i, r in zip(images, references, strict=True) if i.shape == r.shape]
+        shown = f"worst {min(quality):5.1f} dB, mean {np.mean(quality):5.1f} dB" if quality else ""
+        print(f"{name:30s} {len(contents) / best[name]:5.0f} images/s  {shown}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
