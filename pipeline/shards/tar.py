@@ -16,7 +16,9 @@ HEADER = 512  # bytes of a header, and the unit that files are padded to
 RECORD = 10240  # an archive is padded to a multiple of this
 NAME = 100  # bytes of the name field
 _BEFORE = b"0000444\0" + b"0000000\0" * 2  # mode, user, group
+_TIME = b"0" * 11 + b"\0"
 _ZEROS = bytes(HEADER)
+NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))  # mode, user, group, time, devices
 # type, link, magic and version, user, group; no device numbers and no prefix
 _AFTER = (b"0" + bytes(100) + b"ustar\00000" + b"bigdata".ljust(32, b"\0") * 2).ljust(HEADER - 156, b"\0")
 
@@ -33,7 +35,7 @@ def header(name: str, size: int) -> bytes:
 def _fields(size: int) -> tuple[bytes, int]:
     """The fields between name and checksum, and the sum of all bytes but the name's."""
     assert 0 <= size < 8**11, size
-    fields = _BEFORE + b"%011o\0" % size + b"0" * 11 + b"\0"
+    fields = _BEFORE + b"%011o\0" % size + _TIME
     return fields, sum(fields) + 8 * 32 + sum(_AFTER)  # the checksum counts itself as 8 blanks
 
 
@@ -66,6 +68,9 @@ def walk(content: bytes, limit: Callable[[str], int]) -> list[tuple[str, int, in
             raise ValueError(f"member {name!r} is of type {chr(block[156])!r}; only regular files are allowed")
         if block[257:262] != b"ustar" or block[345]:
             raise ValueError(f"member {name!r} has no plain ustar header")
+        if block[100:124] != _BEFORE or block[136:148] != _TIME or any(block[329:345]):
+            for start, stop in NUMBERS:  # of no use to us, but not every reader passes over nonsense
+                _octal(block[start:stop], name)
         size = _octal(block[124:136], name)
         if size > limit(name):
             raise ValueError(f"member {name!r} has {size} bytes; at most {limit(name)} are allowed")
@@ -87,9 +92,9 @@ def _name(field: bytes) -> str:
 
 def _octal(field: bytes, name: str) -> int:
     digits = field.rstrip(b"\0 ")
-    if not digits or digits.strip(b"01234567"):
-        raise ValueError(f"member {name!r} has {field!r} for a size")
-    return int(digits, 8)
+    if digits.strip(b"01234567"):
+        raise ValueError(f"member {name!r} has a header with {field!r} for a number")
+    return int(digits or b"0", 8)
 
 
 def _check_sums(content: bytes, headers: list[int], found: list[tuple[str, int, int]]) -> None:
