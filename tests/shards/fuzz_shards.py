@@ -25,7 +25,7 @@ from pipeline.shards.members import decode_tar, member_bytes, split_tar, tar_of,
 from pipeline.shards.png import decode_png, encode_png, png_shape
 from pipeline.shards.write import read_record, record_path, write_shard
 from tests.fake_source import FakeSource
-from tests.sources import fuzz_sources
+from tests.sources.fuzz_sources import fuzz
 
 Reader = tuple[list[bytes], Callable[[bytes], object]]
 MOST_MIB = 1500  # of the whole process
@@ -152,13 +152,12 @@ READERS = {
     "manifest's footer": damaged_footers,
     "description": descriptions,
 }
-fuzz_sources.READERS.update(READERS)
 
 
 def main(count: int, seed: int = 0) -> None:
     for reader in READERS:
         began = time.monotonic()
-        outcomes = fuzz_sources.fuzz(reader, count // len(READERS), seed)
+        outcomes = fuzz(reader, count // len(READERS), seed, READERS)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"{reader}: {dict(outcomes)}, {time.monotonic() - began:.0f} s, {memory:.0f} MiB at most", flush=True)
         assert memory < MOST_MIB, f"{reader}: {memory:.0f} MiB"

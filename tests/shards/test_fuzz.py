@@ -10,5 +10,5 @@ from tests.sources.fuzz_sources import fuzz
 
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused(reader: str) -> None:
-    outcomes = fuzz(reader, 400, seed=1)
+    outcomes = fuzz(reader, 400, seed=1, readers=READERS)
     assert outcomes["refused"] > 50

@@ -179,7 +179,8 @@ def zips() -> tuple[list[bytes], Callable[[bytes], object]]:
     return files, read
 
 
-READERS: dict[str, Callable[[], tuple[list[bytes], Callable[[bytes], object]]]] = {
+Readers = dict[str, Callable[[], tuple[list[bytes], Callable[[bytes], object]]]]
+READERS: Readers = {
     "idx": idx_files,
     "captions": caption_files,
     "karpathy": karpathy_files,
@@ -202,9 +203,9 @@ def time_limit(seconds: int, what: str) -> Iterator[None]:
         signal.alarm(0)
 
 
-def fuzz(reader: str, count: int, seed: int = 0) -> Counter[str]:
+def fuzz(reader: str, count: int, seed: int = 0, readers: Readers = READERS) -> Counter[str]:
     """Outcomes of `count` mutants; anything but a result, ValueError or Unusable is an AssertionError with the input."""
-    originals, read = READERS[reader]()
+    originals, read = readers[reader]()
     for original in originals:
         if reader != "idx":  # of which one half of the originals is of the other kind
             read(original)
