@@ -79,7 +79,7 @@ def scripted_worker(order: dict) -> dict | None:
 
         def __call__(self) -> bool:
             self.steps += 1
-            time.sleep(script["pause_s"])
+            time.sleep(script["pause_s"] if size > 1 else 0)
             if rank == 1 and self.steps == script.get("kill_at") and not (mark := Path(script["killed"])).exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_elastic_training_goes_on_when_a_machine_is_lost_for_good(
 
     config, folder = config_of(workers=2, min_workers=1, threads=2, retries=1), tmp_path / "train"
     sizes = tmp_path / "sizes"
-    order = order_of(folder, dataset, config, script={"pause_s": 0.15, "sizes": str(sizes)})
+    order = order_of(folder, dataset, config, script={"pause_s": 0.8, "sizes": str(sizes)})
     ray_program = Path(sys.executable).with_name("ray")
     command = [ray_program, "start", "--address", ray_cluster, "--node-ip-address", "127.0.0.1"]
     command += ["--num-cpus", "2", "--object-store-memory", str(80 * 2**20), "--block"]
