@@ -24,7 +24,7 @@ SPECIAL = ("<padding>", "<unknown>")  # no caption holds these: '<' and '>' are 
 
 # A number (3.50, 10:30), a word without its 's (t-shirt, isn't), an 's, or any other mark.
 # Choice: of the treebank's splits of contractions only 's is made; "isn't" stays one word.
-_WORD = re.compile(r"\d+(?:[.,:]\d+)+|(?:(?!'s\b)\w|(?<=\w)(?!'s\b)[-'](?=\w))+|'s\b|[^\w\s]")
+_WORD = re.compile(r"\d+(?:[.,:]\d+)+|\w+(?:(?!'s\b)[-']\w+)*|'s\b|[^\w\s]")
 
 
 def tokenize(caption: str) -> list[str]:
