@@ -40,6 +40,8 @@ _RULES = {
     "clip": "gradient norms are clipped at a number above 0",
     "maps": "a layer has at least 1 map",
     "content": "a weight is 0 or above",
+    "levels": "a pyramid has at least 1 level",
+    "hidden": "a layer has at least 2 units: a discriminator has half of them",
     "latent": "a latent vector has at least 1 number",
     "attend": "a weight is 0 or above",
     "deviation": "a standard deviation is above 0",
@@ -140,6 +142,30 @@ class VaeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LapganConfig:
+    """LAPGAN conditioned on a sentence vector: a GAN for a small image, then one a level for the detail."""
+
+    kind: ClassVar[str] = "lapgan"
+    levels: int = 2
+    """Sizes of the pyramid, each half of the next (the paper's has two)."""
+    caption: Literal["mean", "skipthought"] = "skipthought"
+    """Where the sentence vector comes from: the mean of random word states, or given skip-thought vectors (the paper)."""
+    latent: int = 100
+    """Width of the smallest level's noise."""
+    hidden: int = 1_200
+    """Width of the smallest level's generator; its discriminator has half of it."""
+    maps: int = 64
+    """Feature maps of the other levels."""
+    language: int = 128
+    """Width of the caption LSTM in each direction (caption = mean)."""
+    sentence: int = 4800
+    """Width of the sentence vector (caption = skipthought)."""
+
+    def __post_init__(self) -> None:
+        _check(self, levels=self.levels >= 1, latent=self.latent >= 1, hidden=self.hidden >= 2, maps=self.maps >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
     """Show, Attend and Tell on small images: pictures -> captions."""
 
@@ -159,7 +185,22 @@ class CaptionerConfig:
         _check(self, maps=self.maps >= 1, attend=self.attend >= 0)
 
 
-ModelConfig = DrawConfig | VaeConfig | CaptionerConfig  # each system names itself by `kind`
+@dataclass(frozen=True, kw_only=True)
+class SkipThoughtConfig:
+    """Skip-thought encoders and their decoder, trained on captions alone: captions -> sentence vectors."""
+
+    kind: ClassVar[str] = "skipthought"
+    word: int = 300
+    """Width of a word's vector."""
+    sentence: int = 1_200
+    """Width of the sentence vector: half of it uni-skip, half bi-skip (the published encoders: 4800)."""
+    decoder: int = 600
+    """Width of the GRU that tells the neighbour."""
+
+
+ModelConfig = (
+    DrawConfig | VaeConfig | LapganConfig | CaptionerConfig | SkipThoughtConfig
+)  # each system names itself by `kind`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +315,8 @@ class EvaluationConfig:
     """One GPU a scoring actor."""
     mean_captions: int = 2_000
     """Training captions whose mean is retrieval's mean sentence; 0: all."""
+    any_captions: int = 16
+    """Training captions whose mean p(image given caption) retrieval divides by, besides the mean sentence; 0: none."""
     features: str | None = None
     """Weights (.safetensors) of a VGG-like net that finds similar photographs; without them, their pixels at 8x8."""
 
@@ -281,7 +324,7 @@ class EvaluationConfig:
         for name in ("batch", "workers", "ssi_captions", "ssi_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EvaluationConfig.{name}: {getattr(self, name)} is not allowed; at least 1")
-        for name in ("images", "queries", "judged", "mean_captions"):
+        for name in ("images", "queries", "judged", "mean_captions", "any_captions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"EvaluationConfig.{name}: {getattr(self, name)} is not allowed; 0 or more")
         if self.shortlist < 2:
@@ -298,6 +341,9 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sharpen: SharpenConfig = field(default_factory=SharpenConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    sentences: str = "coco-skipthought"
+    """Where sentence vectors come from (model.caption = skipthought): a recipe, by which an encoder is trained on this data
+    set's captions; a checkpoint of such a run; or a folder with the published skip-thought weights."""
 
     def __post_init__(self) -> None:
         if self.sharpen.batch % self.train.workers:
@@ -306,7 +352,9 @@ class RunConfig:
             )
 
 
-MODEL_KINDS = {config.kind: config for config in (DrawConfig, VaeConfig, CaptionerConfig)}
+MODEL_KINDS = {
+    config.kind: config for config in (DrawConfig, VaeConfig, LapganConfig, CaptionerConfig, SkipThoughtConfig)
+}
 
 
 def to_dict(config: Any) -> dict:

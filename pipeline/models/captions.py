@@ -35,7 +35,7 @@ class WordStates(nn.Module):
 
     def forward(self, words: Tensor, keep: Tensor) -> Tensor:
         """words (B, N) ids, keep (B, N) bool, words first and padding after them -> states (B, N, M), 0 on padding."""
-        back = _reversal(keep)  # (B, N)
+        back = reversal(keep)  # (B, N)
         ahead = self._run(self.forward_cell, self.forward_words(words))
         behind = self._run(self.backward_cell, self.backward_words(words.gather(1, back)))
         behind = behind.gather(1, back[..., None].expand_as(behind))  # each state back to its own word
@@ -52,7 +52,7 @@ class WordStates(nn.Module):
         return torch.stack(states, dim=1)
 
 
-def _reversal(keep: Tensor) -> Tensor:
+def reversal(keep: Tensor) -> Tensor:
     """(B, N) -> for each row the places of its words from last to first, then its padding: its own inverse."""
     count = keep.sum(1, keepdim=True)
     place = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Origin
 from pipeline.config import RunConfig, from_dict, to_dict
+from pipeline.loading.neighbours import ordered_neighbours, stream_neighbours
 from pipeline.loading.stream import ordered, stream
 from pipeline.models.build import build_model
 from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group
+from pipeline.on_ray.sentences import prepare_sentences, sentences_for
 from pipeline.sample import Manifest
 from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
@@ -21,12 +23,15 @@ from pipeline.training.ranks import Ranks
 from pipeline.training.state import TrainState
 from pipeline.training.validation import term_sums
 
+READERS = {"skipthought": (stream_neighbours, ordered_neighbours)}  # captions alone; all others read images too
+
 
 def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = print) -> dict:
     """Train the config's model on the data set, in the stage's folder, from its latest checkpoint on.
 
     tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step and its speed.
     """
+    prepare_sentences(config, dataset, tracking, train, say)
     order = {"config": to_dict(config), "dataset": dataset, "folder": folder, "tracking": tracking}
     return run_group(train_worker, order, config.train, folder, say)
 
@@ -42,8 +47,9 @@ def train_worker(order: dict) -> dict | None:
     origin = Origin(config, vocabulary, manifest.size, manifest.channels)
     folder = storage.join(order["folder"], CHECKPOINTS)
     state = start(origin, folder, ranks, say)
-    shared = {"words": config.train.words, "pin": config.train.gpu}
-    batches = stream(
+    read, read_in_order = READERS.get(config.model.kind, (stream, ordered))
+    shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": sentences_for(config, manifest.folder)}
+    batches = read(
         manifest,
         vocabulary,
         batch=config.train.batch,
@@ -60,7 +66,9 @@ def train_worker(order: dict) -> dict | None:
         first, count = share_of(manifest, config.train.validate_images, ranks)
         if count == 0:
             return {}
-        held_out = ordered(manifest, vocabulary, "val", batch=config.train.batch, start=first, limit=count, **shared)
+        held_out = read_in_order(
+            manifest, vocabulary, "val", batch=config.train.batch, start=first, limit=count, **shared
+        )
         return term_sums(state.model, held_out, seed=config.train.seed, first=first, device=ranks.device)
 
     def save(state: TrainState, bound: float | None) -> None:
