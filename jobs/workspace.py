@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from pipeline import storage
-from pipeline.config import RunConfig, difference, to_dict
+from pipeline.config import RunConfig, difference, from_dict, to_dict
 from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 EXPERIMENT = "caption-canvas"  # MLflow's experiment, for all runs
@@ -73,7 +73,9 @@ class Workspace:
     def _match_config(self) -> None:
         path, mine = storage.join(self.folder, "config.json"), to_dict(self.config)
         if storage.exists(path):
-            if changed := difference(_computed(json.loads(storage.read_text(path))), _computed(mine)):
+            # through the config: a field that was added since the run began had its default
+            before = to_dict(from_dict(RunConfig, json.loads(storage.read_text(path))))
+            if changed := difference(_computed(before), _computed(mine)):
                 raise ValueError(
                     f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
                     f"choose another --name, or remove {self.folder}"

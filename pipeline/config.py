@@ -217,7 +217,7 @@ class TrainConfig:
     words: int = 0
     """Captions are padded to this many words; longer ones are cut. 0: to the longest of the batch."""
     seed: int = 0
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    optimizer: Literal["rmsprop", "adam", "sgd"] = "rmsprop"
     lr: float = 1e-3
     schedule: Literal["constant", "drop", "cosine"] = "constant"
     """drop: lr / 10 after `drop_at` of the steps (the paper); cosine: down to 0 at the end."""
@@ -307,6 +307,8 @@ class EvaluationConfig:
     """Drawings of a caption compared with its true image (paper: 50)."""
     judged: int = 100
     """Captions a group drawn for the digit judge (digits, mnist)."""
+    judge_steps: int = 900
+    """Training steps of the judge, batches of 32 canvases."""
     seed: int = 0
     batch: int = 100
     workers: int = 2
@@ -321,7 +323,7 @@ class EvaluationConfig:
     """Weights (.safetensors) of a VGG-like net that finds similar photographs; without them, their pixels at 8x8."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "workers", "ssi_captions", "ssi_samples"):
+        for name in ("batch", "workers", "ssi_captions", "ssi_samples", "judge_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EvaluationConfig.{name}: {getattr(self, name)} is not allowed; at least 1")
         for name in ("images", "queries", "judged", "mean_captions", "any_captions"):

@@ -38,15 +38,22 @@ def measure_bound(
     """noise (B, *noise_shape) -> nats per image by name: bound = -(recon + kl); floor, flat; sharpened/recon, sharpened/bound.
 
     After sharpening the same sample of the posterior is used, with the sharpened image (`sharpener.mean`, kept off 0 and 1)
-    as Bernoulli mean; the KL stays.
+    as Bernoulli mean; the KL stays. A model that was trained with another likelihood is measured with its image as Bernoulli
+    mean, too, so that all systems stand on equal footing; its own bound is own/bound.
     """
     terms, drawn = model.reconstruct(batch, noise)
-    found = {"bound": terms.bound, **terms.losses}
-    found |= {"floor": entropy_floor(batch.images), "flat": flat_cost(batch.images)}
+    found = dict(terms.losses)
+    if not model.bernoulli:
+        found |= {"own/bound": terms.bound, "recon": bernoulli_cost(drawn.clamp(1e-6, 1 - 1e-6), batch.images)}
+    found |= {
+        "bound": -(found["recon"] + found["kl"]),
+        "floor": entropy_floor(batch.images),
+        "flat": flat_cost(batch.images),
+    }
     if sharpener is not None:
         sharp = sharpener.mean(drawn, model.describe(batch.words, batch.keep, batch.sentence))
         found["sharpened/recon"] = bernoulli_cost(sharp, batch.images)
-        found["sharpened/bound"] = terms.bound + terms["recon"] - found["sharpened/recon"]
+        found["sharpened/bound"] = -(found["sharpened/recon"] + found["kl"])
     for name, values in found.items():
         if not torch.isfinite(values).all():
             raise ValueError(f"{name} is not finite for {batch.keys[int((~torch.isfinite(values)).nonzero()[0])]}")

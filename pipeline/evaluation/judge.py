@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+FORMAT = 1  # of the training and the file: another one makes judges that are not taken for this one's
 EMPTY = 10  # the class of a place without a digit; classes 0 to 9 are the digits
 MARGIN = 4  # pixels seen around a place's region
 OVERLAP = 0.15  # places whose regions share more of their area are never filled together

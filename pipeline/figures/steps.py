@@ -68,7 +68,7 @@ def save_animation(path: str | Path, images: Sequence[Image.Image]) -> None:
     still = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     each = max(60, 2_400 // len(images))
     durations = [each] * (len(images) - 1) + [HOLD_MS]
-    still[0].save(path, save_all=True, append_images=still[1:], duration=durations, loop=0, optimize=True)
+    still[0].save(path, "GIF", save_all=True, append_images=still[1:], duration=durations, loop=0, optimize=True)
 
 
 def _lit(words: Sequence[str], weights: np.ndarray | None) -> list[Word]:

@@ -98,7 +98,7 @@ class Pool:
                 shown = time.monotonic()
                 started = len(self.idle) + sum(at is not None for _, at in self.busy.values())
                 self.log(
-                    f"{total - left} of {total} blocks done" if started else "waiting for a worker: no free CPU or GPU"
+                    f"{total - left} of {total} blocks done" if started else "waiting for the first worker to start"
                 )
         return results
 

@@ -22,7 +22,7 @@ from pipeline.config import EvaluationConfig
 from pipeline.evaluation import judge as judges
 from pipeline.evaluation.bound import measure_bound
 from pipeline.evaluation.retrieval import ranks, summary
-from pipeline.evaluation.scores import score_caption, score_mean, sum_sentences
+from pipeline.evaluation.scores import score_any, score_caption, score_mean, sum_sentences
 from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, vgg_features
 from pipeline.evaluation.ssi import similarity
 from pipeline.evaluation.tally import Tally, merge
@@ -107,14 +107,20 @@ class Scorer:
 
     def mean_scores(self, images: np.ndarray, sentence: np.ndarray) -> np.ndarray:
         """Test images (n,) by number -> log p(x | mean sentence) (n,), nats."""
-        vector = torch.from_numpy(sentence).float().to(self.device)
+        vector = torch.tensor(sentence, dtype=torch.float32, device=self.device)
         return score_mean(self.drawer[0], self._images(images), vector, self._noise(images))
+
+    def any_scores(self, images: np.ndarray) -> np.ndarray:
+        """Test images (n,) by number -> log of the mean of p(x | y) over training captions (n,), nats."""
+        model, vocabulary = self.drawer
+        captions = read_split(self.manifest, "train", self.settings.any_captions)[1]
+        words, keep = (part.to(self.device) for part in vocabulary.encode(captions))
+        return score_any(model, self._images(images), words, keep, self._noise(images))
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Captions (q,) by number, their candidates (q, C) -> log p(x | y) (q, C), nats."""
         model, vocabulary = self.drawer
-        words, keep = vocabulary.encode([self.test[1][query] for query in queries])
-        words, keep = words.to(self.device), keep.to(self.device)
+        words, keep = (part.to(self.device) for part in vocabulary.encode([self.test[1][query] for query in queries]))
         return np.stack(
             [
                 score_caption(model, self._images(row), words[i], keep[i], None, self._noise(row))
@@ -149,7 +155,8 @@ class Scorer:
         """A judge trained on real canvases of the training split, and measured on those of the test split."""
         facts = description(self.order.dataset)["facts"]
         canvases, captions = read_split(self.manifest, "train", JUDGE_TRAIN)
-        trained = judges.train_judge(grey(canvases), wanted(captions, facts), regions(self.manifest.size), log=_say)
+        places, labels = regions(self.manifest.size), wanted(captions, facts)
+        trained = judges.train_judge(grey(canvases), labels, places, steps=self.settings.judge_steps)
         held_out = [
             label.caption for digits in (1, 2) for label in digit_captions.held_out_captions(facts, digits=digits)
         ]
@@ -167,7 +174,7 @@ class Scorer:
             start += len(batch)
 
     def _images(self, numbers: np.ndarray) -> Tensor:
-        return self.test[0][torch.from_numpy(numbers)].to(self.device) / 255
+        return self.test[0][torch.tensor(numbers)].to(self.device) / 255
 
     def _noise(self, numbers: Sequence[int]) -> Tensor:
         """Of each image its own noise, whatever it is scored under."""
@@ -186,6 +193,7 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float
 
     work: dict[str, list[Block]] = {}
     if source in JUDGED and judge is None:
+        log("training a judge of digits, once for a data set")
         work["judge"] = [Block("judge")]  # first, for it takes longest
     work["test"] = _blocks("bound", images, settings.batch, "test")
     work["train"] = _blocks("bound", min(images, trains), settings.batch, "train")
@@ -193,7 +201,9 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float
     work["ssi"] = _blocks(
         "similarity", min(settings.ssi_captions, tests), max(1, settings.batch // settings.ssi_samples)
     )
-    groups = _groups(settings, facts["facts"]) if source in JUDGED and settings.judged else {}
+    groups = (
+        caption_groups(facts["facts"], settings.judged, settings.seed) if source in JUDGED and settings.judged else {}
+    )
     for name, captions in groups.items():
         work[name] = _drawing_blocks(captions, settings.batch)
 
@@ -237,7 +247,8 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float
 def _retrieve(
     pool: Pool, settings: EvaluationConfig, images: int, judge: bytes | None, sentence: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Rank the candidates of every query, by the ratio to the mean sentence and without it ("plain/")."""
+    """Rank the candidates of every query: by the ratio to the mean sentence (the paper), by p(x | y) alone ("plain/"), and by
+    the ratio to the mean over training captions ("any/")."""
     queries = np.arange(min(settings.queries or images, images))
     looks = pool.run({"features": _blocks("features", images, 4 * settings.batch, after=(judge,))})["features"]
     captions = [caption for _, part in looks for caption in part]
@@ -245,17 +256,18 @@ def _retrieve(
     needed = np.unique(candidates)
     parts = [needed[start : start + settings.batch] for start in range(0, len(needed), settings.batch)]
     rows = [slice(start, start + QUERIES_A_BLOCK) for start in range(0, len(queries), QUERIES_A_BLOCK)]
-    found = pool.run(
-        {
-            "mean": [Block("mean_scores", (part, sentence)) for part in parts],
-            "scores": [Block("scores", (queries[row], candidates[row])) for row in rows],
-        }
-    )
-    scores = np.concatenate(found["scores"])  # (Q, C)
-    mean = dict(zip(needed.tolist(), np.concatenate(found["mean"]).tolist(), strict=True))
-    ease = np.vectorize(mean.__getitem__)(candidates)  # (Q, C) log p(x | mean sentence)
+    work = {
+        "mean": [Block("mean_scores", (part, sentence)) for part in parts],
+        "scores": [Block("scores", (queries[row], candidates[row])) for row in rows],
+    }
+    if settings.any_captions:
+        work["any"] = [Block("any_scores", (part,)) for part in parts]
+    found = {name: np.concatenate(blocks) for name, blocks in pool.run(work).items()}
+    own, place = found["scores"], np.searchsorted(needed, candidates)  # (Q, C)
+    ways = {"": own - found["mean"][place], "plain/": own}
+    if "any" in found:
+        ways["any/"] = own - found["any"][place]
     truth = np.zeros(len(queries), np.int64)
-    ways = {"": scores - ease, "plain/": scores}
     return {name: summary(ranks(way, truth), candidates.shape[1], seed=settings.seed) for name, way in ways.items()}
 
 
@@ -298,14 +310,15 @@ def wanted(captions: Sequence[str], facts: dict) -> np.ndarray:
     return classes
 
 
-def _groups(settings: EvaluationConfig, facts: dict) -> dict[str, list[str]]:
-    """Captions to draw and judge: one or two digits, in combinations seen in training or held out, in a drawn order."""
+def caption_groups(facts: dict, count: int, seed: int) -> dict[str, list[str]]:
+    """`count` captions a group, in a drawn order and again from its start: one or two digits, in combinations that training
+    showed ("seen") or that were held out."""
     groups = {}
     for name, digits in (("one_digit", 1), ("two_digits", 2)):
         for kind, listed in (("seen", digit_captions.seen_captions), ("held_out", digit_captions.held_out_captions)):
             captions = [label.caption for label in listed(facts, digits=digits)]
-            order = np.random.default_rng(settings.seed).permutation(len(captions))
-            groups[f"{name}/{kind}"] = [captions[order[i % len(order)]] for i in range(settings.judged)]
+            order = np.random.default_rng(seed).permutation(len(captions))
+            groups[f"{name}/{kind}"] = [captions[order[i % len(order)]] for i in range(count)]
     return groups
 
 
@@ -331,7 +344,3 @@ def _kept_judge(path: str, log: Log) -> bytes | None:
         log(f"{path} is {error}: training another")
         return None
     return content
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

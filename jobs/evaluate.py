@@ -1,0 +1,62 @@
+"""Measure a trained run on its test split, with workers on Ray: bounds, retrieval, similarity, and a judge of drawn digits:
+
+    python -m jobs.evaluate digits-demo --out out
+    python -m jobs.evaluate coco-aligndraw --out out --evaluation.workers 8 --evaluation.queries 1000
+
+The run must be trained (jobs.train); if it has a sharpener (jobs.sharpen), everything is measured before and after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.arguments import entry, parse
+from jobs.workspace import Workspace
+from pipeline import storage
+from pipeline.config import to_dict
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """All figures by name and a table of the main ones."""
+    arguments = parse(__doc__, argv)
+    workspace = Workspace(arguments.out, arguments.config)
+    with workspace.opened():
+        trained, sharpened = workspace.require("train"), workspace.finished("sharpen")
+        measured = {"drawing": trained["checkpoint"], "sharpener": sharpened["checkpoint"] if sharpened else None}
+        result = workspace.finished("evaluate")
+        if result is not None and measured.items() <= result.items():
+            print(f"run {arguments.config.name} is evaluated:\n\n{result['table']}\n", flush=True)
+            return result
+        return _evaluate(workspace, trained, measured)
+
+
+def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
+    import ray
+
+    from pipeline.evaluation import judge
+    from pipeline.evaluation.report import run_table
+    from pipeline.on_ray.score import Order, evaluate
+    from pipeline.shards.manifest import load_manifest
+
+    config, folder = workspace.config, workspace.stage("evaluate")
+    with workspace.tracker("evaluate") as tracker:
+        digest = load_manifest(trained["dataset"]).digest
+        tracker.params(to_dict(config))
+        tracker.tags({"data": digest, **measured})
+        ray.init(ignore_reinit_error=True)
+        order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation)
+        kept = storage.join(
+            workspace.out, "judges", f"{digest[:16]}-{judge.FORMAT}-{config.evaluation.judge_steps}.safetensors"
+        )
+        figures = evaluate(order, kept, log=lambda line: print(line, flush=True))
+        tracker.metrics(figures, trained["checkpoint_step"])
+        table = run_table(figures)
+        print(f"\n{table}\n", flush=True)
+        storage.publish_text(storage.join(folder, "table.md"), table + "\n")
+        tracker.artifact(storage.join(folder, "table.md"))
+        result = {**measured, "metrics": figures, "table": table, "mlflow_run_id": tracker.run_id}
+        return workspace.finish("evaluate", result)
+
+
+if __name__ == "__main__":
+    entry(main)
