@@ -48,10 +48,18 @@ class FakeSource:
         path = Path(self.folder, "calls")
         return path.read_text().split() if path.exists() else []
 
+    def starts(self) -> list[str]:
+        """Names of shards in the order in which a process began to read them."""
+        path = Path(self.folder, "starts")
+        return path.read_text().split() if path.exists() else []
+
     def forget_calls(self) -> None:
         Path(self.folder, "calls").unlink(missing_ok=True)
+        Path(self.folder, "starts").unlink(missing_ok=True)
 
     def read(self, plan: ShardPlan) -> Iterator[Sample | Rejected]:
+        with open(Path(self.folder, "starts"), "a") as log:
+            log.write(f"{plan.name}\n")
         if self.trouble("slow", plan.name).exists():
             time.sleep(float(self.trouble("slow", plan.name).read_text()))
         if self.trouble("broken", plan.name).exists():

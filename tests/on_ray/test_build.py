@@ -364,3 +364,55 @@ def test_retrying_after_a_build_with_too_many_rejected_finishes_it(source: FakeS
     assert sorted(source.calls()) == keys
     assert sum(shard.samples for shard in manifest.shards) == 38
     assert files(manifest.folder) == files(build_dataset(CONFIG, source, str(tmp_path / "new"), quiet).folder)
+
+
+NODES = """
+    import sys, threading, time, ray
+    from pathlib import Path
+    from ray.cluster_utils import Cluster
+    from pipeline.config import DatasetConfig
+    from pipeline.on_ray.build import build_shards
+    from tests.fake_source import FakeSource
+
+    source = FakeSource(sys.argv[1], {"train": 4, "val": 1, "test": 1})
+    head = dict(num_cpus=0, object_store_memory=100 * 2**20, include_dashboard=False)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+
+        def lose_a_node():
+            while len(source.starts()) < 2:  # both nodes are at work
+                time.sleep(0.05)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            print("lost a node", flush=True)
+
+        killer = threading.Thread(target=lose_a_node)
+        killer.start()
+        config = DatasetConfig(source="digits", size=8, channels=1, max_rejected=0.2)
+        build_shards(config, source, sys.argv[2], lambda line: print(line, flush=True))
+        killer.join()
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+"""
+
+
+@pytest.mark.cluster
+def test_a_node_lost_half_way_costs_only_the_shards_it_was_writing(
+    source: FakeSource, tmp_path: Path, undisturbed: dict
+) -> None:
+    """A head and two nodes of one CPU each, all on this machine; one of them is killed with the task it runs."""
+    for plan in source.plan:
+        source.trouble("slow", plan.name).write_text("2")
+    command = [sys.executable, "-c", textwrap.dedent(NODES), source.folder, str(tmp_path / "set")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = os.environ["HOME"]  # short: Ray's sockets lie below it
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lost a node" in done.stdout
+    assert files(tmp_path / "set") == undisturbed
+    starts = source.starts()
+    assert len(set(starts)) == 6
+    assert 7 <= len(starts) <= 8, "what the lost node was at was begun again, nothing else"
