@@ -87,8 +87,8 @@ class DrawConfig:
     """Conditional DRAW; the defaults are the paper's for COCO (paper section 5 and appendix table)."""
 
     kind: ClassVar[str] = "draw"  # names the system in a stored config
-    caption: Literal["align", "mean", "skipthought"] = "align"
-    """How a caption reaches the generator: alignDRAW, noalignDRAW, skipthoughtDRAW."""
+    caption: Literal["align", "mean", "skipthought", "none"] = "align"
+    """How a caption reaches the generator: alignDRAW, noalignDRAW, skipthoughtDRAW, plain DRAW."""
     steps: int = 32
     """T, canvas updates."""
     read_size: int = 9

@@ -1,8 +1,8 @@
 """Conditional DRAW: a picture painted in T steps, each step told by the caption what to paint.
 
 Mansimov et al. 2016 (arXiv 1511.02793), section 3.2, on Gregor et al. 2015; the numbers of the steps below are those of the
-equations in the class docstring. One class serves alignDRAW, noalignDRAW and skipthoughtDRAW: they differ only in the
-sentence vector s_t a step receives.
+equations in the class docstring. One class serves alignDRAW, noalignDRAW, skipthoughtDRAW and DRAW without captions: they
+differ only in the sentence vector s_t a step receives.
 """
 
 # B batch, N words, M word-state width, S sentence width, Z latent width, E encoder, G generator width, T steps
@@ -99,7 +99,9 @@ class DrawModel(CaptionModel):
         self.config, self.size, self.channels = config, size, channels
         self.noise_shape = (config.steps, config.latent)
         encoder, generator = config.encoder, config.generator
-        if config.caption == "skipthought":
+        if config.caption == "none":  # plain DRAW: every caption is the same vector, 0
+            self.language, sentence = None, 1
+        elif config.caption == "skipthought":
             self.language, sentence = None, config.sentence
         else:
             self.language = WordStates(vocabulary, config.language)
@@ -197,15 +199,17 @@ class DrawModel(CaptionModel):
         return Generated(shown[-1], shown, None if alphas[0] is None else torch.stack(alphas))
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
-        """(B, S): the given sentence vector, else the mean of the word states.
+        """(B, S): the given sentence vector, else the mean of the word states; without captions 0.
 
         Given back as `sentence` to a model with word states, a vector stands for the caption at every step. Choice: that is
         how alignDRAW, which has no single sentence vector, scores an image under "the mean sentence" (paper.md 7 item 4).
         """
+        if self.config.caption == "none":
+            return self.canvas_start.new_zeros(len(words), 1)
         return sentence if sentence is not None else mean_of_words(self.language(words, keep), keep)
 
     def _caption(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Caption:
-        if sentence is None and self.language is None:
+        if sentence is None and self.config.caption == "skipthought":
             raise ValueError("this model draws from sentence vectors (caption = skipthought): the batch has none")
         if sentence is None and self.align is not None:
             states = self.language(words, keep)

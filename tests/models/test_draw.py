@@ -85,7 +85,7 @@ def filters(p, layer, h, count, side):
 def loss_of_one(p, config, image, words, sentence, noise):
     """-log p(x | z) and KL of one image (C, S, S) with one caption, and the alignments of the steps."""
     channels, side, _ = image.shape
-    states = word_states(p, words) if config.caption != "skipthought" else None
+    states = word_states(p, words) if config.caption in ("align", "mean") else None
     canvas = p["canvas_start"].permute(1, 0, 2)  # rows, channels, columns -> channels, rows, columns
     h_inf, h_gen = p["encoder_start"], p["generator_start"]
     c_inf, c_gen = torch.zeros_like(h_inf), torch.zeros_like(h_gen)
@@ -124,6 +124,8 @@ def loss_of_one(p, config, image, words, sentence, noise):
             s = sum(a * h_k for a, h_k in zip(alpha, states))
         else:
             s = sum(states) / len(states) if config.caption == "mean" else sentence
+            if config.caption == "none":
+                s = torch.zeros(1, dtype=torch.float64)
         gates = p["generator_latent.weight"] @ z + p["generator_sentence.weight"] @ s
         h_gen, c_gen = lstm(p, "generator", gates, h_gen, c_gen)
         f_x, f_y, gamma = filters(p, "write_window", h_gen, config.write_size, side)
@@ -140,6 +142,7 @@ CASES = [
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
     pytest.param(replace(SMALL, caption="mean"), 3, id="colour, noalign"),
     pytest.param(replace(SMALL, caption="skipthought"), 1, id="grey, skipthought"),
+    pytest.param(replace(SMALL, caption="none"), 1, id="grey, no caption"),
 ]
 
 
