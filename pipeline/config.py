@@ -52,8 +52,9 @@ _RULES = {
 class DatasetConfig:
     """What is sharded. Shards depend on these fields and on the source's bytes, on nothing else."""
 
-    source: Literal["digits", "mnist", "coco"] = "digits"
-    """digits: scikit-learn's packaged handwritten digits; mnist: IDX files; coco: images with caption json."""
+    source: Literal["digits", "mnist", "coco", "binary-mnist"] = "digits"
+    """digits: scikit-learn's packaged handwritten digits; mnist: IDX files; coco: images with caption json; binary-mnist:
+    single digits of the IDX files, black or white."""
     size: int = 60
     """Side of the square images, pixels."""
     channels: int = 1

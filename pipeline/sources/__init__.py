@@ -12,6 +12,10 @@ def open_source(config: DatasetConfig, data: str | None) -> Source:
         from pipeline.sources.coco import CocoCaptions
 
         return CocoCaptions(config, data)
+    if config.source == "binary-mnist":
+        from pipeline.sources.binary_digits import BinaryDigits
+
+        return BinaryDigits(config, data)
     from pipeline.sources.mnist_captions import DigitCaptions
 
     return DigitCaptions(config, data if config.source == "mnist" else None)

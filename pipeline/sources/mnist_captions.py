@@ -160,10 +160,7 @@ class DigitCaptions:
         return {**self.__dict__, "plan": ()}
 
     def read(self, plan: ShardPlan) -> Iterator[Sample | Rejected]:
-        if (digest := _load(self.config.source, self.data)[1]) != self.digest:
-            raise ValueError(
-                f"{self.data}: changed while it was read, sha256 {digest[:10]} was {self.digest[:10]}; start again"
-            )
+        self.check_unchanged()
         images, labels, names = self.digits(plan.split)
         size, side = self.config.size, digit_side(self.config.size)
         drawn = draw_samples(self.config, plan, labels)
@@ -176,6 +173,13 @@ class DigitCaptions:
             caption = template.caption([labels[digit] for digit in digits])
             source = " ".join([self.config.source, *(str(names[digit]) for digit in digits)])
             yield Sample(f"{plan.split}-{i:08d}", canvas, (caption,), source, plan.split, (size, size))
+
+    def check_unchanged(self) -> None:
+        """ValueError if the files are not those that the plan was made from."""
+        if (digest := _load(self.config.source, self.data)[1]) != self.digest:
+            raise ValueError(
+                f"{self.data}: changed while it was read, sha256 {digest[:10]} was {self.digest[:10]}; start again"
+            )
 
     def digits(self, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A split's n source digits: images (n, side, side, 1) uint8, labels (n,), and the place of each in its file (n,)."""
@@ -219,9 +223,9 @@ def draw_samples(
 
 @lru_cache(maxsize=2)
 def _deal(config: DatasetConfig, data: str | None) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """split -> its source digits, at the side they have on the canvas."""
+    """split -> its source digits, at the side they have on the canvas, or that of the image they are alone in."""
     files, _, _ = _load(config.source, data)
-    side = digit_side(config.size)
+    side = config.size if config.source == "binary-mnist" else digit_side(config.size)
     dealt = {}
     for split, (file, which) in _disjoint(config, {name: len(digits.labels) for name, digits in files.items()}).items():
         images = files[file].images[which][..., None]
