@@ -20,18 +20,17 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import storage
 from pipeline.config import DatasetConfig
 from pipeline.sample import SPLITS, Rejected, Sample, ShardPlan
 from pipeline.sources.picture import MOST_BYTES, Unusable, read_picture
 from pipeline.sources.source import check_folder, contents, cut_into_shards, shuffled
+from pipeline.sources.zipped import Member, list_members, open_once, read_member
 
 YEARS = ("2017", "2014", "")  # layouts; "" is captions_train.json beside train/
 MOST_JSON = 2**30  # bytes; the captions of COCO 2014 have 67 MB
@@ -46,6 +45,7 @@ class Row(NamedTuple):
     subset: str  # where its file lies, e.g. "train2017"
     file: str
     bytes: int  # -1: it is not there
+    member: Member | None  # where it lies in the zip file, if it is in one
     captions: tuple[str, ...]
     width: int  # as the annotations say
     height: int
@@ -57,12 +57,12 @@ class CocoCaptions:
     def __init__(self, config: DatasetConfig, data: str | None) -> None:
         check_folder(data, f"coco needs --data, {_EXPECTED}")
         self.size, self.channels = config.size, config.channels
-        _open_zip.cache_clear()  # the files may have changed since this process last opened them
+        open_once.cache_clear()  # the files may have changed since this process last opened them
         year = _find_year(data)
         annotations = {f"{part}{year}": Annotations.load(data, f"{part}{year}", year) for part in ("train", "val")}
         self.folders = {subset: ImageFolder.find(data, subset) for subset in annotations}
         rows = {
-            subset: _rows(subset, found, self.folders[subset].sizes(), config.captions)
+            subset: _rows(subset, found, self.folders[subset].listing(), config.captions)
             for subset, found in annotations.items()
         }
         karpathy = _load_karpathy(data)
@@ -73,7 +73,7 @@ class CocoCaptions:
         used = sum(map(len, splits.values()))
         digest = hashlib.sha256(repr(sorted(a.sha256 for a in annotations.values())).encode())
         digest.update(karpathy[1].encode() if karpathy else b"")
-        for row in sorted(row for split in splits.values() for row in split):
+        for row in sorted((row for split in splits.values() for row in split), key=_key):
             digest.update(f"{row.subset}/{row.file} {row.bytes}\n".encode())
         self.digest = digest.hexdigest()
         self.facts = {
@@ -137,7 +137,9 @@ class Annotations:
         if not storage.exists(path):
             raise ValueError(f"{data}: annotations/{name} is missing; expected {_EXPECTED}; found: {contents(data)}")
         try:
-            content = _read_member(_open_zip(path), f"annotations/{name}", MOST_JSON)
+            content = read_member(open_once(path), list_members(path)[f"annotations/{name}"], MOST_JSON)
+        except KeyError:
+            raise ValueError(f"{path}: holds no annotations/{name}; get the file again") from None
         except Unusable as why:
             raise ValueError(f"{path}: annotations/{name} is {why.reason}; get the file again") from None
         return cls.parse(content, f"{path}/annotations/{name}")
@@ -198,7 +200,9 @@ def _parse_json(content: bytes, path: str) -> Any:
         raise ValueError(f"{path}: not JSON ({str(error)[:80]}); get the file again") from None
 
 
-def _rows(subset: str, annotations: Annotations, sizes: dict[str, int], captions: int) -> list[Row]:
+def _rows(
+    subset: str, annotations: Annotations, listing: dict[str, tuple[int, Member | None]], captions: int
+) -> list[Row]:
     """One row an image, in order of id. A file that is not in the folder's listing is missing."""
     rows = []
     for image in annotations.images:
@@ -207,7 +211,9 @@ def _rows(subset: str, annotations: Annotations, sizes: dict[str, int], captions
         sides = (image.get(side) for side in ("width", "height"))
         width, height = (side if _is_id(side) and side < 2**31 else 0 for side in sides)
         words = tuple(annotations.captions.get(image["id"], [])[:captions])
-        rows.append(Row(f"{subset}-{image['id']:012d}", subset, file, sizes.get(file, -1), words, width, height))
+        rows.append(
+            Row(f"{subset}-{image['id']:012d}", subset, file, *listing.get(file, (-1, None)), words, width, height)
+        )
     return rows
 
 
@@ -216,11 +222,18 @@ def _split(rows: dict[str, list[Row]], karpathy: dict[int, str] | None, seed: in
     train, val = rows.values()
     if karpathy is not None:
         dealt = {split: [row for row in [*train, *val] if karpathy.get(_id_of(row)) == split] for split in SPLITS}
-        return {split: sorted(rows) for split, rows in dealt.items()}, f"{KARPATHY} (restval left out)"
+        return {split: sorted(rows, key=_key) for split, rows in dealt.items()}, f"{KARPATHY} (restval left out)"
     order = shuffled("halves of val", seed, len(val))
     half = (len(val) + 1) // 2
-    halves = {"val": sorted(val[i] for i in order[:half]), "test": sorted(val[i] for i in order[half:])}
+    halves = {
+        "val": sorted((val[i] for i in order[:half]), key=_key),
+        "test": sorted((val[i] for i in order[half:]), key=_key),
+    }
     return {"train": train, **halves}, f"official train; halves of the official val by seed {seed}"
+
+
+def _key(row: Row) -> str:
+    return row.key
 
 
 def _id_of(row: Row) -> int:
@@ -286,11 +299,13 @@ class ImageFolder:
             return cls(packed, subset, True)
         raise ValueError(f"{data}: neither {subset}/ nor {subset}.zip is there; found: {contents(data)}")
 
-    def sizes(self) -> dict[str, int]:
-        """File name -> bytes, of all files right in the folder."""
+    def listing(self) -> dict[str, tuple[int, Member | None]]:
+        """File name -> bytes and place in the zip file, of all files right in the folder."""
         if not self.packed:
-            return storage.sizes(self.path)
-        return _zip_sizes(_open_zip(self.path), self.name)
+            return {name: (size, None) for name, size in storage.sizes(self.path).items()}
+        prefix = f"{self.name}/"
+        found = {name.removeprefix(prefix): member for name, member in list_members(self.path).items()}
+        return {name: (member.bytes, member) for name, member in found.items() if "/" not in name}
 
     def read(self, row: Row) -> bytes:
         """The bytes of an image that the listing holds; Unusable where they cannot be had."""
@@ -298,10 +313,9 @@ class ImageFolder:
             raise Unusable("missing", row.width, row.height)
         if row.bytes > MOST_BYTES:
             raise Unusable("too large", row.width, row.height)
-        if self.packed:
-            content = _read_member(_open_zip(self.path), f"{self.name}/{row.file}", row.bytes)
-        else:
-            content = _read_file(storage.join(self.path, row.file), row.bytes)
+        if row.member:
+            return read_member(open_once(self.path), row.member, MOST_BYTES)
+        content = _read_file(storage.join(self.path, row.file), row.bytes)
         if len(content) != row.bytes:  # the data set's digest is over the listing
             raise Unusable("changed since it was listed", row.width, row.height)
         return content
@@ -316,44 +330,3 @@ def _read_file(path: str, limit: int) -> bytes:
         raise Unusable("not readable") from None
     except ValueError:
         raise Unusable("changed since it was listed") from None
-
-
-@lru_cache(maxsize=4)
-def _open_zip(path: str) -> zipfile.ZipFile:
-    """Opened once in a process: the directory of train2017.zip has 118,287 entries."""
-    filesystem, name = storage.resolve(path)
-    return _zip_of(filesystem.open_input_file(name), path)
-
-
-def _zip_of(file: IO[bytes], path: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except OSError:
-        raise  # of the disk or the network
-    except Exception as error:  # on damaged directories zipfile raises a dozen kinds, struct.error among them
-        raise ValueError(f"{path}: not a whole zip file ({error}); get the file again") from None
-
-
-def _zip_sizes(archive: zipfile.ZipFile, folder: str) -> dict[str, int]:
-    """File name -> bytes, of the members right in a folder."""
-    found = {i.filename.removeprefix(f"{folder}/"): i.file_size for i in archive.infolist()}
-    return {name: size for name, size in found.items() if name and "/" not in name}
-
-
-def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member's bytes, never more than limit, whatever its header says; its checksum is verified."""
-    try:
-        info = archive.getinfo(name)
-    except KeyError:
-        raise Unusable("missing") from None
-    if info.file_size > limit:
-        raise Unusable("too large")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Unusable("damaged in its zip file")  # others raise OSError on damage, which could then be the disk's
-    try:
-        with archive.open(info) as member:
-            return member.read(limit + 1)  # zipfile stops at the announced size
-    except OSError:
-        raise  # of the disk or the network, worth another try
-    except Exception:  # zipfile, zlib, ... each have their own on damaged members
-        raise Unusable("damaged in its zip file") from None

@@ -123,8 +123,8 @@ def test_zip_files_give_what_folders_give(tmp_path: Path) -> None:
     one, two = open_source(CONFIG, str(folder)), open_source(CONFIG, str(packed))
     assert one.digest == two.digest
     travelled = pickle.loads(pickle.dumps(two))
-    for plan in two.plan:
-        assert pixels(list(one.read(plan))) == pixels(list(travelled.read(plan)))
+    for mine, its in zip(one.plan, two.plan, strict=True):
+        assert pixels(list(one.read(mine))) == pixels(list(travelled.read(its)))
     assert sorted(file.name for file in packed.iterdir()) == [
         "annotations_trainval2017.zip",
         "train2017.zip",
@@ -144,8 +144,8 @@ def test_an_object_store_gives_what_a_disk_gives(tmp_path: Path, bucket: str) ->
     here, there = open_source(CONFIG, str(folder)), open_source(CONFIG, f"{bucket}/coco")
     assert there.facts["images"] == {"train2017": "folder", "val2017": "zip file"}
     assert here.digest == there.digest
-    for plan in here.plan:
-        assert pixels(list(here.read(plan))) == pixels(list(there.read(plan)))
+    for mine, its in zip(here.plan, there.plan, strict=True):
+        assert pixels(list(here.read(mine))) == pixels(list(there.read(its)))
     with pytest.raises(ValueError, match=r"got s3://.*/nothing"):
         open_source(CONFIG, f"{bucket}/nothing")
 
