@@ -65,7 +65,11 @@ def parse(doc: str, argv: Sequence[str] | None = None, kind: type[A] = Arguments
         if stop.code in (0, None):
             raise
         raise ValueError(_one_line(complaint.getvalue())) from None
-    return dataclasses.replace(arguments, out=absolute(arguments.out), data=arguments.data and absolute(arguments.data))
+    config = arguments.config
+    if config.sentences not in RECIPES:
+        config = dataclasses.replace(config, sentences=absolute(config.sentences))
+    places = {"out": absolute(arguments.out), "data": arguments.data and absolute(arguments.data)}
+    return dataclasses.replace(arguments, config=config, **places)
 
 
 def entry(main: Callable[[], dict]) -> None:
