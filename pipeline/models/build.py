@@ -8,9 +8,11 @@ from pipeline.config import ModelConfig
 from pipeline.models.base import CaptionModel
 from pipeline.models.captioner import Captioner
 from pipeline.models.draw import DrawModel
+from pipeline.models.lapgan import Lapgan
+from pipeline.models.skipthought import SkipThought
 from pipeline.models.vae import VaeModel
 
-MODELS = {"draw": DrawModel, "vae": VaeModel, "captioner": Captioner}
+MODELS = {"draw": DrawModel, "vae": VaeModel, "lapgan": Lapgan, "captioner": Captioner, "skipthought": SkipThought}
 
 
 def build_model(config: ModelConfig, vocabulary: int, size: int, channels: int, seed: int = 0) -> CaptionModel:

@@ -6,9 +6,12 @@ vector in the place of the class, as Mansimov et al. 2016 (arXiv 1511.02793) com
 A level is a generator and a discriminator with the same two signatures on every level, so that one loop trains them all
 (training/adversarial.py):  generator(noise, coarse, sentence) -> image,  discriminator(image, sentence, noise) -> logit.
 Noise is handed in standard normal, like that of every model (base.py), and becomes what the authors draw: 0 stays its mean.
+
+Choice: the paper gives no sizes for its LAPGAN; levels and maps are those it has in common with eyescream, the widths of the
+smallest level those of LAPGAN on CIFAR (1200 and 600).
 """
 
-# B batch, C channels, S sentence width, F width of the discriminator's last layer
+# B batch, C channels, S sentence width, F width of the discriminator's dropped layers, Z width of the smallest level's noise
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.config import LapganConfig
+from pipeline.models.base import CaptionModel
+from pipeline.models.captions import SentenceVector
+from pipeline.models.laplacian import enlarge, pyramid_sizes
+from pipeline.sample import Generated
 
 
 def uniform(noise: Tensor) -> Tensor:
@@ -91,6 +100,47 @@ class LevelDiscriminator(nn.Module):
         return self.last(drop_half(seen, noise)).squeeze(1)
 
 
+class FirstGenerator(nn.Module):
+    """The smallest level, a plain GAN: image = sigmoid(linear(relu(linear(relu(linear([noise; s])))))).
+
+    Choice: a sigmoid, so that it is an image; the authors' images are standardised and theirs is linear.
+    """
+
+    def __init__(self, channels: int, size: int, sentence: int, latent: int, hidden: int):
+        super().__init__()
+        self.noise_shape = (latent,)
+        self.layers = nn.Sequential(
+            nn.Linear(latent + sentence, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, channels * size**2),
+            nn.Sigmoid(),
+            nn.Unflatten(1, (channels, size, size)),
+        )
+
+    def forward(self, noise: Tensor, coarse: Tensor, sentence: Tensor) -> Tensor:
+        """noise (B, Z), sentence (B, S) -> image (B, C, h, w); there is nothing coarser, what is given as it is not used."""
+        return self.layers(torch.cat((uniform(noise), sentence), dim=1))
+
+
+class FirstDiscriminator(nn.Module):
+    """Of the smallest level: logit = w . dropout(relu(linear(dropout(relu(linear([image; s])))))) + b."""
+
+    def __init__(self, channels: int, size: int, sentence: int, hidden: int):
+        super().__init__()
+        self.noise_shape = (2 * hidden,)
+        self.first = nn.Linear(channels * size**2 + sentence, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, 1)
+
+    def forward(self, image: Tensor, sentence: Tensor, noise: Tensor | None = None) -> Tensor:
+        """image (B, C, h, w), sentence (B, S), noise (B, F), None: no dropout -> logit (B,) of being real."""
+        first, second = (None, None) if noise is None else noise.chunk(2, dim=1)
+        seen = drop_half(self.first(torch.cat((image.flatten(1), sentence), dim=1)).relu(), first)
+        return self.last(drop_half(self.second(seen).relu(), second)).squeeze(1)
+
+
 def drop_half(features: Tensor, noise: Tensor | None) -> Tensor:
     """(B, F): features where noise > 0, doubled; all of them as they are without noise. Dropout 0.5."""
     return features if noise is None else 2 * features * (noise > 0)
@@ -102,3 +152,46 @@ class Levels(nn.ModuleList):
     def forward(self, inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
         """The inputs of each level -> its output."""
         return [level(*given) for level, given in zip(self, inputs, strict=True)]
+
+
+class Lapgan(CaptionModel):
+    """The stack of generators: each level's image, enlarged, is what the next adds detail to. It has no bound.
+
+    Choice: without given sentence vectors a caption is the mean of the states of a BiLSTM that stays as it started. Such
+    random encoders tell sentences apart (Wieting & Kiela 2019, arXiv 1901.10444), and levels that train apart need one
+    sentence vector that none of them changes.
+    """
+
+    def __init__(self, config: LapganConfig, vocabulary: int, size: int, channels: int):
+        super().__init__()
+        self.config, self.channels = config, channels
+        self.sizes = pyramid_sizes(size, config.levels)
+        self.sentence = SentenceVector(config.caption, vocabulary, config.language, config.sentence)
+        self.sentence.requires_grad_(False)
+        self.sentence_width = width = self.sentence.width
+        self.generators = Levels([FirstGenerator(channels, self.sizes[0], width, config.latent, config.hidden)])
+        for side in self.sizes[1:]:
+            self.generators.append(LevelGenerator(channels, side, width, config.maps))
+        self.noise_shape = (sum(math.prod(level.noise_shape) for level in self.generators),)
+
+    def discriminators(self) -> Levels:
+        """New discriminators, one a level; they train the generators and are no part of the model."""
+        config, width = self.config, self.sentence_width
+        levels = Levels([FirstDiscriminator(self.channels, self.sizes[0], width, config.hidden // 2)])
+        for side in self.sizes[1:]:
+            levels.append(LevelDiscriminator(self.channels, side, width, config.maps))
+        return levels
+
+    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
+        """noise (B, all levels') -> drawings. Images are clipped between levels: that is what the next one was trained on."""
+        vector = self.describe(words, keep, sentence)
+        shapes = [level.noise_shape for level in self.generators]
+        parts = noise.split([math.prod(shape) for shape in shapes], dim=1)
+        image = noise.new_zeros((len(words), self.channels, self.sizes[0], self.sizes[0]))
+        for level, side, part, shape in zip(self.generators, self.sizes, parts, shapes, strict=True):
+            image = level(part.unflatten(1, shape), enlarge(image, side), vector).clamp(0, 1)
+        return Generated(image)
+
+    def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
+        """(B, S): the given sentence vector, else the mean of random word states."""
+        return self.sentence(words, keep, sentence)

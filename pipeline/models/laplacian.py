@@ -33,14 +33,19 @@ def pyramid_sizes(size: int, levels: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def scales(images: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """(B, C, H, W) with H the last of the sizes -> the images in each size, coarse to fine, each shrunk from the next."""
+    scaled = [images]
+    for smaller in reversed(sizes[:-1]):
+        scaled.insert(0, shrink(scaled[0], smaller))
+    return scaled
+
+
 def decompose(images: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
     """(B, C, H, W) -> the image of side sizes[0] and one residual (B, C, s, s) for each further size, coarse to fine."""
-    residuals = []
-    for smaller in reversed(sizes[:-1]):
-        coarse = shrink(images, smaller)
-        residuals.insert(0, images - enlarge(coarse, images.shape[-1]))
-        images = coarse
-    return images, residuals
+    scaled = scales(images, sizes)
+    residuals = [fine - enlarge(coarse, fine.shape[-1]) for coarse, fine in zip(scaled, scaled[1:], strict=False)]
+    return scaled[0], residuals
 
 
 def compose(coarse: Tensor, residuals: list[Tensor]) -> Tensor:

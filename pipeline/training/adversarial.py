@@ -21,16 +21,19 @@ from torch.optim import Optimizer
 
 from pipeline.config import SharpenConfig, TrainConfig
 from pipeline.models.base import CaptionModel, noise_rows
-from pipeline.models.lapgan import LevelDiscriminator, Levels
+from pipeline.models.lapgan import Lapgan, LevelDiscriminator, Levels
+from pipeline.models.laplacian import enlarge, scales
 from pipeline.models.sharpener import Sharpener
 from pipeline.sample import Batch
 from pipeline.training.fit import NotFinite, Outcome
 from pipeline.training.meter import Meter
-from pipeline.training.optim import RMSprop, gradient_norms
+from pipeline.training.optim import gradient_norms, make_optimizer
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.state import TrainState
 
-DRAWING, GENERATOR, DROPOUT = 3, 4, 5  # second seeds of the three noises; 1 and 2 are those of fit.py and validation.py
+DRAWING, GENERATOR, DROPOUT = 5, 6, 7  # second seeds of our noises; training, validation, drawings and bounds have 1-4
+
+BETAS = (0.5, 0.999)  # Choice: Adam forgets faster than usual, since each network keeps changing the other's gradient
 
 
 @dataclass(frozen=True)
@@ -69,24 +72,24 @@ def sharpener_state(drawer: CaptionModel, channels: int, size: int, config: Shar
     return adversarial_state("sharpener", sharpener, discriminator, config)
 
 
+def lapgan_state(model: Lapgan, config: TrainConfig) -> TrainState:
+    """A LAPGAN and new discriminators before their first step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        discriminators = model.discriminators()
+    return adversarial_state("model", model, discriminators, config)
+
+
 def adversarial_state(
     name: str, generator: nn.Module, discriminator: Levels, config: SharpenConfig | TrainConfig
 ) -> TrainState:
-    """Two networks and their two optimizers; `name` is what the checkpoint calls the one that draws."""
-    networks = {name: generator, "discriminator": discriminator}
-    return TrainState(networks, {each: make_optimizer(network, config) for each, network in networks.items()})
+    """Two networks and their two optimizers; `name` is what the checkpoint calls the one that draws.
 
-
-def make_optimizer(network: nn.Module, config: SharpenConfig | TrainConfig) -> Optimizer:
-    """Choice: eyescream's momentum starts at 0 and rises by 0.0008 an epoch, to 0.005 in the paper's six: left at 0.
-
-    Choice: Adam forgets faster (0.5 instead of 0.9), because the two networks keep changing each other's gradients.
+    Choice: plain gradient descent where the config says sgd. Eyescream's momentum starts at 0 and rises by 0.0008 an epoch,
+    to 0.005 in the paper's six.
     """
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=config.lr)
-    if config.optimizer == "rmsprop":
-        return RMSprop(network.parameters(), lr=config.lr)
-    return torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.5, 0.999), fused=True)
+    networks = {name: generator, "discriminator": discriminator}
+    return TrainState(networks, {each: make_optimizer(net, config, BETAS) for each, net in networks.items()})
 
 
 def drawings_of(drawer: CaptionModel, config: SharpenConfig, ranks: Ranks = ALONE) -> Examples:
@@ -102,6 +105,20 @@ def drawings_of(drawer: CaptionModel, config: SharpenConfig, ranks: Ranks = ALON
         noise = noise_rows(drawer.noise_shape, config.batch, (config.seed, DRAWING, step))[ranks.rank :: ranks.size]
         _, drawing = drawer.reconstruct(batch, noise.to(ranks.device))
         return [Example(drawing, drawer.describe(batch.words, batch.keep, batch.sentence), batch.images)]
+
+    return examples
+
+
+def pyramids_of(model: Lapgan) -> Examples:
+    """Examples of LAPGAN: at each size the real image beside the enlarged smaller one; nothing beside the smallest."""
+
+    @torch.no_grad()
+    def examples(batch: Batch, step: int) -> list[Example]:
+        sentence = model.describe(batch.words, batch.keep, batch.sentence)
+        real = scales(batch.images, model.sizes)
+        coarse = [torch.zeros_like(real[0])]
+        coarse += [enlarge(smaller, image.shape[-1]) for smaller, image in zip(real, real[1:], strict=False)]
+        return [Example(below, sentence, image) for below, image in zip(coarse, real, strict=True)]
 
     return examples
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.config import TrainConfig
+from pipeline.config import SharpenConfig, TrainConfig
 
 BLOCK = 1 << 16  # values of a tensor that RMSprop takes at a time on a CPU: its four passes then run in the cache
 
@@ -42,11 +42,15 @@ class RMSprop(Optimizer):
                     p.addcdiv_(g, (h + group["epsilon"]).sqrt_(), value=-group["lr"])
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """The optimizer a config names, over all parameters of a model."""
+def make_optimizer(
+    model: nn.Module, config: TrainConfig | SharpenConfig, betas: tuple[float, float] = (0.9, 0.999)
+) -> Optimizer:
+    """The optimizer a config names, over all parameters of a model; betas: how slowly Adam forgets."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config.lr)
     if config.optimizer == "rmsprop":
         return RMSprop(model.parameters(), lr=config.lr)
-    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=config.lr, betas=betas, fused=True)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

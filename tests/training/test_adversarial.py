@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint
-from pipeline.config import RunConfig, SharpenConfig
+from pipeline.config import LapganConfig, RunConfig, SharpenConfig, TrainConfig
 from pipeline.models.base import CaptionModel, noise_rows
+from pipeline.models.build import build_model
 from pipeline.models.lapgan import LevelDiscriminator, LevelGenerator, Levels
-from pipeline.models.laplacian import enlarge, shrink
+from pipeline.models.laplacian import decompose, enlarge, shrink
 from pipeline.sample import Batch, Terms
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.adversarial import (
@@ -31,6 +32,8 @@ from pipeline.training.adversarial import (
     drawings_of,
     fit_adversarial,
     generator_loss,
+    lapgan_state,
+    pyramids_of,
     sharpener_state,
     take_step,
 )
@@ -67,7 +70,7 @@ def config_of(**changes: object) -> SharpenConfig:
     return SharpenConfig(**{**small, **changes})
 
 
-def batches_of(config: SharpenConfig, step: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+def batches_of(config: SharpenConfig | TrainConfig, step: int = 0, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
     """Rows rank::ranks of global batches: white boxes on black, the caption says how wide."""
     for number in count(step):
         generator = torch.Generator().manual_seed(number)
@@ -255,6 +258,46 @@ def test_a_short_training_makes_drawings_crisper_and_brings_them_nearer_to_the_i
     assert grey(sharp) < 0.7 * grey(example.coarse)
     assert (sharp - batch.images).square().mean() < 0.8 * (example.coarse - batch.images).square().mean()
     assert 0 <= lines[-1]["train/fake"] <= 1 and lines[-1]["train/images_per_s"] > 0
+
+
+def test_a_lapgan_learns_where_images_are_bright() -> None:
+    """Pixel by pixel, the mean of its drawings comes to resemble the mean of the real images."""
+    config = TrainConfig(steps=150, batch=16, lanes=4, optimizer="adam", lr=2e-3)
+    small = LapganConfig(levels=2, caption="mean", latent=8, hidden=64, maps=6, language=8)
+    model = build_model(small, WORDS, SIZE, 1)
+    batch = next(batches_of(config_of(batch=256), 10_000))
+    noise = noise_rows(model.noise_shape, 256, (1,))
+
+    @torch.no_grad()
+    def gap() -> float:
+        drawn = model.sample(batch.words, batch.keep, None, noise).images
+        return (drawn.mean(0) - batch.images.mean(0)).square().mean().item()
+
+    state, before = lapgan_state(model, config), gap()
+    frozen = {name: value.clone() for name, value in model.sentence.state_dict().items()}
+    outcome = fit_adversarial(
+        state, model.generators, batches_of(config), pyramids_of(model), config, say=lambda line: None
+    )
+    assert outcome.reason == "finished"
+    assert gap() < 0.4 * before
+    assert_equal(dict(model.sentence.state_dict()), frozen)
+
+
+def test_a_level_of_lapgan_learns_from_the_real_image_of_its_size() -> None:
+    model = build_model(LapganConfig(levels=3, caption="mean", latent=2, hidden=4, maps=1, language=2), WORDS, 36, 1)
+    batch = next(batches_of(config_of()))
+    batch.images = torch.rand(8, 1, 36, 36)
+    first, second, third = pyramids_of(model)(batch, 0)
+    assert [one.real.shape[-1] for one in (first, second, third)] == [9, 18, 36]
+    assert torch.equal(third.real, batch.images)
+    assert not first.coarse.any()
+    for below, one in ((first, second), (second, third)):
+        torch.testing.assert_close(one.coarse, enlarge(below.real, one.real.shape[-1]))
+        slow = one.real.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+        torch.testing.assert_close(below.real, slow)
+    coarse, residuals = decompose(batch.images, model.sizes)
+    torch.testing.assert_close(first.real, coarse)
+    torch.testing.assert_close(third.real - third.coarse, residuals[1])
 
 
 # ---- going on after an end
