@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -32,7 +32,7 @@ from pipeline.training.ranks import Ranks, join
 Say = Callable[[str], None]
 CHECKPOINTS = "checkpoints"  # folder of a stage's checkpoints, below the stage's
 STOP, BOOKKEEPING = "stop", "ray"  # beside them: the request to stop, and what Ray Train writes for itself
-LOOK_EVERY_S = 0.5  # between looks for the request
+LOOK_EVERY_S, ASK_EVERY_S = 0.5, 2.0  # between looks for the request, and questions about the machines
 STARTS = 3  # groups that could not be started in time before we give up: there is no room for them
 
 # Of Ray Train. A group that is being started on a busy or growing cluster may take minutes; the end of a group is
@@ -103,6 +103,7 @@ def run_group(
                 raise SystemExit(128 + signal.SIGTERM)
             if result.get("reason") != "stopped":  # stopped, but not by us: the machine is taken away, go on elsewhere
                 return result
+            say("the workers saved and ended because a machine of theirs is taken away: going on elsewhere")
 
 
 def enter_group(config: TrainConfig) -> Ranks | None:
@@ -110,28 +111,48 @@ def enter_group(config: TrainConfig) -> Ranks | None:
     torch.set_num_threads(config.threads)
     # Squares that RMSprop has decayed, and Gaussian windows, are denormal numbers: a hundred times slower, and as good as 0.
     torch.set_flush_denormal(True)
-    return join(config.batch // config.accumulate, config.lanes, device=get_device() if config.gpu else "cpu")
+    device = get_device() if config.gpu else "cpu"
+    if (ranks := join(config.batch // config.accumulate, config.lanes, device=device)) is None:
+        _aside(_watch_machines, threading.Event())  # the others ask together with us
+    return ranks
 
 
 class StopRequest:
-    """Whether the run was asked to stop; looked up aside, because an object store takes its time to answer.
+    """Whether the run is to end: it was asked to, or a machine of the group will be taken away.
 
-    On the first rank only: the loop makes what one rank wants known to all.
+    Made on every rank and called before every step; the loop makes what one rank wants known to all. What takes its time
+    (an object store, an answer from Ray) happens aside.
     """
 
     def __init__(self, path: str, first: bool):
         self._asked = threading.Event()
+        _aside(_watch_machines, self._asked)
         if first:
-            threading.Thread(target=self._look, args=(path,), name="stop-request", daemon=True).start()
+            _aside(_watch_file, path, self._asked)
 
     def __call__(self) -> bool:
         return self._asked.is_set()
 
-    def _look(self, path: str) -> None:
-        while not self._asked.wait(LOOK_EVERY_S):
-            with contextlib.suppress(OSError):  # no answer this time: ask again
-                if storage.exists(path):
-                    self._asked.set()
+
+def _watch_file(path: str, asked: threading.Event) -> None:
+    while not asked.wait(LOOK_EVERY_S):
+        with contextlib.suppress(OSError):  # no answer this time: ask again
+            if storage.exists(path):
+                asked.set()
+
+
+def _watch_machines(asked: threading.Event) -> None:
+    """Ray knows when a node gets SIGTERM, or is drained, some time before it goes. All ranks ask together."""
+    while not asked.wait(ASK_EVERY_S):
+        try:
+            if get_preemption_info() is not None:
+                asked.set()
+        except RuntimeError:  # these are not Ray Train's workers
+            return
+
+
+def _aside(work: Callable, *arguments: object) -> None:
+    threading.Thread(target=work, args=arguments, name=work.__name__, daemon=True).start()
 
 
 def _attempt(work: Callable[[dict], dict | None], order: dict, config: TrainConfig, folder: str) -> dict:
