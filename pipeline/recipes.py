@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipeline.config import DatasetConfig, DrawConfig, EvaluationConfig, RunConfig, SharpenConfig, TrainConfig
+from pipeline.config import (
+    CaptionerConfig,
+    DatasetConfig,
+    DrawConfig,
+    EvaluationConfig,
+    LapganConfig,
+    RunConfig,
+    SharpenConfig,
+    SkipThoughtConfig,
+    TrainConfig,
+    VaeConfig,
+)
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {}
 
@@ -99,6 +110,131 @@ def coco_aligndraw() -> RunConfig:
         sharpen=SharpenConfig(steps=24_800),
         evaluation=EvaluationConfig(queries=1_000, judged=0),
     )
+
+
+# ---- the other systems of the paper: the same data, and what differs
+
+
+@recipe
+def coco_noaligndraw() -> RunConfig:
+    """noalignDRAW on COCO 32x32: the mean of the word states at every step in the place of attention."""
+    return replace(coco_aligndraw(), name="coco-noaligndraw", model=DrawConfig(caption="mean"))
+
+
+@recipe
+def coco_skipthoughtdraw() -> RunConfig:
+    """skipthoughtDRAW on COCO 32x32, with vectors of an encoder that is trained on the captions first (coco-skipthought).
+
+    With the published encoder: --sentences FOLDER --model.sentence 4800 (pipeline/text/skipthought.py says what it holds).
+    """
+    model = DrawConfig(caption="skipthought", sentence=SkipThoughtConfig().sentence)
+    return replace(coco_aligndraw(), name="coco-skipthoughtdraw", model=model, sentences="coco-skipthought")
+
+
+@recipe
+def coco_skipthought() -> RunConfig:
+    """Skip-thought encoders trained on COCO's captions, for the systems that take a sentence vector. Draws nothing."""
+    train = replace(_adam(20_000), validate_every=1_000, validate_images=1_000)
+    return replace(coco_aligndraw(), name="coco-skipthought", model=SkipThoughtConfig(), train=train)
+
+
+@recipe
+def coco_fc_vae() -> RunConfig:
+    """Fully-Connected VAE on COCO 32x32: as many images as coco-aligndraw sees."""
+    return replace(coco_aligndraw(), name="coco-fc-vae", model=VaeConfig(body="fc"), train=_adam(74_500))
+
+
+@recipe
+def coco_conv_vae() -> RunConfig:
+    """Conv-Deconv VAE on COCO 32x32: as many images as coco-aligndraw sees."""
+    return replace(coco_fc_vae(), name="coco-conv-vae", model=VaeConfig(body="conv"))
+
+
+@recipe
+def coco_lapgan() -> RunConfig:
+    """LAPGAN on COCO 32x32, two levels, skip-thought vectors at both, by eyescream's gradient descent. It has no bound."""
+    model = LapganConfig(sentence=SkipThoughtConfig().sentence)
+    train = TrainConfig(steps=74_500, batch=100, optimizer="sgd", lr=0.02)
+    return replace(coco_skipthoughtdraw(), name="coco-lapgan", model=model, train=train)
+
+
+@recipe
+def coco_captioner() -> RunConfig:
+    """Show, Attend and Tell on COCO 32x32, to say what a drawing shows. It draws nothing: jobs.shard and jobs.train only."""
+    train = replace(_adam(40_000), validate_every=1_000, validate_images=1_000, patience=5)
+    return replace(coco_aligndraw(), name="coco-captioner", model=CaptionerConfig(), train=train)
+
+
+@recipe
+def mnist_draw() -> RunConfig:
+    """DRAW without captions on binarised MNIST 28x28, the sizes of Gregor et al. 2015, whose bound is 80.97 nats.
+
+    Choice: the prior of a step depends on the steps before it, as in alignDRAW; theirs is N(0, I) at every step.
+    """
+    return RunConfig(
+        name="mnist-draw",
+        dataset=DatasetConfig(source="binary-mnist", size=28, channels=1, train=50_000, val=10_000, test=10_000),
+        model=DrawConfig(
+            caption="none", steps=64, read_size=2, write_size=5, latent=100, encoder=256, generator=256, start="scaled"
+        ),
+        train=_adam(50_000),
+        evaluation=EvaluationConfig(queries=50, judged=0),
+    )
+
+
+def _adam(steps: int) -> TrainConfig:
+    """Choice: Adam, for the systems whose optimizer the paper does not name."""
+    return TrainConfig(
+        steps=steps, batch=100, optimizer="adam", lr=1e-3, schedule="cosine", warmup=500, clip=1.0, clip_each=False
+    )
+
+
+@recipe
+def tiny_noaligndraw() -> RunConfig:
+    base = tiny_aligndraw()
+    return replace(base, name="tiny-noaligndraw", model=replace(base.model, caption="mean"))
+
+
+@recipe
+def tiny_skipthoughtdraw() -> RunConfig:
+    base, sentence = tiny_aligndraw(), tiny_skipthought().model.sentence
+    model = replace(base.model, caption="skipthought", sentence=sentence)
+    return replace(base, name="tiny-skipthoughtdraw", model=model, sentences="tiny-skipthought")
+
+
+@recipe
+def tiny_skipthought() -> RunConfig:
+    return replace(tiny_aligndraw(), name="tiny-skipthought", model=SkipThoughtConfig(word=8, sentence=16, decoder=16))
+
+
+@recipe
+def tiny_fc_vae() -> RunConfig:
+    return replace(tiny_aligndraw(), name="tiny-fc-vae", model=VaeConfig(body="fc", latent=8, hidden=32, language=8))
+
+
+@recipe
+def tiny_conv_vae() -> RunConfig:
+    model = VaeConfig(body="conv", latent=8, hidden=32, maps=4, language=8)
+    return replace(tiny_aligndraw(), name="tiny-conv-vae", model=model)
+
+
+@recipe
+def tiny_lapgan() -> RunConfig:
+    base = tiny_aligndraw()
+    model = LapganConfig(caption="mean", latent=8, hidden=32, maps=4, language=8)
+    return replace(base, name="tiny-lapgan", model=model, train=replace(base.train, lr=1e-3))
+
+
+@recipe
+def tiny_captioner() -> RunConfig:
+    model = CaptionerConfig(maps=4, attention=16, hidden=32, word=16)
+    return replace(tiny_aligndraw(), name="tiny-captioner", model=model)
+
+
+@recipe
+def tiny_draw() -> RunConfig:
+    base = tiny_aligndraw()
+    return replace(base, name="tiny-draw", model=replace(base.model, caption="none"))
 
 
 def find_recipe(name: str) -> RunConfig:

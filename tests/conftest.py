@@ -23,7 +23,9 @@ import pytest
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it once, on import, which a test module may do before any fixture runs
+os.environ["RAY_AUTH_MODE"] = (
+    "token"  # Ray reads it once, on import, which a test module may do before any fixture runs
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +46,27 @@ def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The finished data set of `tiny-aligndraw`, on disk, made in this process: about a hundred drawn digits."""
+    from pipeline.recipes import find_recipe
+    from pipeline.shards.manifest import VOCABULARY, commit, dataset_folder, describe, merge_samples
+    from pipeline.shards.write import write_shard
+    from pipeline.sources import open_source
+    from pipeline.text.vocabulary import Vocabulary
+
+    config = find_recipe("tiny-aligndraw").dataset
+    source = open_source(config, None)
+    folder = dataset_folder(str(tmp_path_factory.mktemp("data")), config, source.digest)
+    describe(folder, config, source.digest, source.facts)
+    for plan in source.plan:
+        write_shard(folder, plan, source)
+    captions = [caption for plan in source.plan for sample in source.read(plan) for caption in sample.captions]
+    storage.publish_text(storage.join(folder, VOCABULARY), Vocabulary.build(captions).to_json())
+    commit(folder, merge_samples(folder, source.plan).shards)
     return folder
 
 

@@ -1,8 +1,9 @@
-"""Likelihood training on a Ray cluster: the loop of training/fit.py, its batches and its checkpoints, on every worker."""
+"""Training of a recipe's model on a Ray cluster: its loop, its batches and its checkpoints, on every worker."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from pipeline import checkpoint, storage
@@ -11,19 +12,22 @@ from pipeline.config import RunConfig, from_dict, to_dict
 from pipeline.loading.neighbours import ordered_neighbours, stream_neighbours
 from pipeline.loading.stream import ordered, stream
 from pipeline.models.build import build_model
+from pipeline.models.lapgan import Lapgan
 from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group
 from pipeline.on_ray.sentences import prepare_sentences, sentences_for
 from pipeline.sample import Manifest
 from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.tracking import Tracker
+from pipeline.training.adversarial import fit_adversarial, lapgan_state, pyramids_of
 from pipeline.training.fit import fit
 from pipeline.training.optim import make_optimizer
 from pipeline.training.ranks import Ranks
 from pipeline.training.state import TrainState
 from pipeline.training.validation import term_sums
 
-READERS = {"skipthought": (stream_neighbours, ordered_neighbours)}  # captions alone; all others read images too
+# kind of model -> how its training and validation batches are read: images with a caption, or captions alone
+READERS = defaultdict(lambda: (stream, ordered), skipthought=(stream_neighbours, ordered_neighbours))
 
 
 def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = print) -> dict:
@@ -47,7 +51,7 @@ def train_worker(order: dict) -> dict | None:
     origin = Origin(config, vocabulary, manifest.size, manifest.channels)
     folder = storage.join(order["folder"], CHECKPOINTS)
     state = start(origin, folder, ranks, say)
-    read, read_in_order = READERS.get(config.model.kind, (stream, ordered))
+    read, read_in_order = READERS[config.model.kind]
     shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": sentences_for(config, manifest.folder)}
     batches = read(
         manifest,
@@ -77,9 +81,11 @@ def train_worker(order: dict) -> dict | None:
 
     with contextlib.closing(batches), first_rank_log(order, ranks) as log:
         stop = StopRequest(order["stop"], ranks.first)
-        outcome = fit(
-            state, batches, config.train, ranks=ranks, validate=validate, log=log, save=save, stop=stop, say=say
-        )
+        around = {"ranks": ranks, "log": log, "save": save, "stop": stop, "say": say}
+        if isinstance(lapgan := state.model, Lapgan):
+            outcome = fit_adversarial(state, lapgan.generators, batches, pyramids_of(lapgan), config.train, **around)
+        else:
+            outcome = fit(state, batches, config.train, validate=validate, **around)
     return {"reason": outcome.reason, "step": outcome.step, "images_per_s": round(outcome.images_per_s, 1)}
 
 
@@ -87,7 +93,12 @@ def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:
     """The state to train from: the latest checkpoint's, else that of step 0, which is a function of the config."""
     config = origin.config
     model = build_model(config.model, len(origin.vocabulary), origin.size, origin.channels, config.train.seed)
-    state = TrainState.of(model.to(ranks.device), make_optimizer(model, config.train))
+    if isinstance(model, Lapgan):
+        state = lapgan_state(model, config.train)
+    else:
+        state = TrainState.of(model, make_optimizer(model, config.train))
+    for network in state.networks.values():
+        network.to(ranks.device)  # before restoring: an optimizer's memory goes where its parameters are
     go_on(state, folder, config.train.steps, ranks, say)
     return state
 
