@@ -4,7 +4,7 @@
     python -m jobs.shard coco-aligndraw --data data/coco --out out
     python -m jobs.shard coco-aligndraw --data data/coco --out out --report
 
-Flags that look at a data set or mend it: --report, --verify, --preview, --retry-rejected.
+Flags that look at a data set or mend it: --report, --verify, --preview, --retry-rejected. --download fetches MNIST first.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class ShardArguments(Arguments):
     """Write a contact sheet (PNG) of random samples with their captions."""
     retry_rejected: bool = False
     """Read only the rejected inputs again, and write only their shards anew."""
+    download: bool = False
+    """First fetch what is missing of MNIST's four files into --data."""
+    mirrors: tuple[str, ...] = ()
+    """Where --download asks, in this order; none: where the files are known to be."""
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -59,6 +63,8 @@ def _build(arguments: ShardArguments) -> dict:
     from pipeline.sources import open_source
 
     config = arguments.config
+    if arguments.download or arguments.mirrors:
+        _download(arguments)
     workspace = Workspace(arguments.out, config)
     with workspace.opened(), workspace.tracker("shard") as tracker:
         source = open_source(config.dataset, arguments.data)  # says what is wrong with the data before Ray is asked
@@ -80,6 +86,15 @@ def _build(arguments: ShardArguments) -> dict:
             "mlflow_run_id": tracker.run_id,
         }
         return workspace.finish("shard", result)
+
+
+def _download(arguments: ShardArguments) -> None:
+    from pipeline.sources.download import MIRRORS, download_mnist
+
+    source = arguments.config.dataset.source
+    if not source.endswith("mnist") or not arguments.data:
+        raise ValueError(f"--download fetches MNIST into --data; the source is {source}, --data is {arguments.data}")
+    download_mnist(arguments.data, arguments.mirrors or MIRRORS, say)
 
 
 def _folder(arguments: ShardArguments) -> str:

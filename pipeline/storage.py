@@ -136,7 +136,8 @@ def publish_bytes(path: str | Path, content: bytes, durable: bool = True) -> Non
     """Write a whole file; a reader sees the old one or the new one, never a part."""
     if is_remote(path):
         filesystem, name = resolve(path)
-        with filesystem.open_output_stream(name) as stream:
+        # pyarrow would compress what is called .gz
+        with filesystem.open_output_stream(name, compression=None) as stream:
             stream.write(content)
         return
     with publishing(path, durable) as part:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_what_is_published_is_read_back(root: str) -> None:
     assert storage.sizes(storage.join(root, "deep")) == {"a.txt": 7, "file.bin": 4}
     assert storage.listing(storage.join(root, "nowhere")) == []
     assert storage.sizes(storage.join(root, "nowhere")) == {}
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "zst"])
+def test_a_name_never_changes_the_bytes(root: str, tmp_path: Path, ending: str) -> None:
+    """pyarrow compresses what is streamed to such names unless told not to."""
+    storage.publish_bytes(storage.join(root, f"a.{ending}"), b"as they are")
+    with storage.publishing(storage.join(root, f"b.{ending}")) as part:
+        part.write_bytes(b"as they are")
+    for name in ("a", "b"):
+        assert storage.read_bytes(storage.join(root, f"{name}.{ending}")) == b"as they are"
 
 
 def test_a_missing_file_is_said_to_be_missing(root: str) -> None:
@@ -96,6 +107,24 @@ def test_a_writer_killed_half_way_leaves_nothing_but_a_file_that_is_swept(tmp_pa
     process.join()
     assert [name.startswith("x.tar.") for name in storage.sweep(tmp_path)] == [True]
     assert list(tmp_path.iterdir()) == []
+
+
+def publish_much(path: str) -> None:
+    storage.publish_bytes(path, bytes(400 * 2**20))
+
+
+def test_an_upload_killed_half_way_is_never_seen(bucket: str, s3_server: str) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=publish_much, args=(f"{bucket}/x.tar",))
+    process.start()
+    deadline = time.monotonic() + 60
+    uploads = f"{s3_server}/{bucket.removeprefix('s3://')}?uploads"
+    while b"<Key>x.tar</Key>" not in urllib.request.urlopen(uploads, timeout=10).read():
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)  # parts of it are there
+    process.join()
+    assert not storage.exists(f"{bucket}/x.tar")
+    assert storage.listing(bucket) == []
 
 
 def test_a_temporary_file_of_another_machine_is_swept_only_when_it_is_old(tmp_path: Path) -> None:

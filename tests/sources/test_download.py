@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage
 from pipeline.sources import download as module
 from pipeline.sources.download import download
+from pipeline.sources.idx import PUBLISHED
 
 FILE = random.Random(0).randbytes(300_000)
 MD5 = hashlib.md5(FILE).hexdigest()
@@ -241,6 +243,31 @@ def test_no_mirror_left_is_one_line_that_names_each_and_why(mirrors, tmp_path) -
         download("file.gz", MD5, str(tmp_path), [missing.url, nobody, "file:///etc"], lambda line: None)
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_shard_job_downloads_mnist_before_it_looks_at_the_data(tmp_path) -> None:
+    from jobs.shard import main
+
+    digits = ["digits-demo", "--out", str(tmp_path / "out"), "--download"]
+    with pytest.raises(ValueError, match="--download fetches MNIST into --data; the source is digits, --data is None"):
+        main(digits)
+    mnist = ["mnist-aligndraw", "--data", f"{tmp_path}/mnist", "--out", f"{tmp_path}/out", "--download"]
+    with pytest.raises(ValueError, match="no mirror gave train-images-idx3-ubyte.gz whole: ftp://nowhere"):
+        main([*mnist, "--mirrors", "ftp://nowhere"])
+
+
+def test_the_four_files_of_mnist_from_a_mirror(mirrors, tmp_path, shared_data, bucket) -> None:
+    def files(handler: BaseHTTPRequestHandler, start: int) -> None:
+        content = (shared_data / "mnist" / handler.path.strip("/")).read_bytes()[start:]
+        head(handler, start, len(content), start + len(content))
+        handler.wfile.write(content[:4_000_000])  # the largest is cut twice
+
+    mirror = mirrors(files)
+    for folder in (str(tmp_path), f"{bucket}/mnist"):
+        module.download_mnist(folder, [mirror.url], lambda line: None)
+        assert storage.listing(folder) == sorted(f"{name}.gz" for name in PUBLISHED)
+        for name in PUBLISHED:
+            assert storage.read_bytes(f"{folder}/{name}.gz") == (shared_data / "mnist" / f"{name}.gz").read_bytes()
 
 
 def test_another_file_of_that_name_is_not_overwritten(tmp_path) -> None:
