@@ -245,7 +245,7 @@ def parse_manifest(content: bytes) -> tuple[tuple[ShardRecord, ...], str]:
         ) as file:
             _check_sizes(file.metadata, len(content))
             if not file.schema_arrow.equals(SHARD_COLUMNS):
-                raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)[:200]}")
+                raise ValueError(f"its columns are {file.schema_arrow.names!r:.200}")
             digest = (file.metadata.metadata or {}).get(b"digest", b"").decode("ascii", "replace")
             rows = file.read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, EOFError, OverflowError) as error:

@@ -56,6 +56,12 @@ def files(folder: str | Path) -> dict[str, bytes]:
     }
 
 
+def stored(folder: str) -> dict[str, bytes]:
+    """The same of a folder in an object store."""
+    names = [*storage.sizes(folder), *(f"records/{name}" for name in storage.sizes(f"{folder}/records"))]
+    return {name: storage.read_bytes(f"{folder}/{name}") for name in names}
+
+
 def test_a_data_set_holds_what_the_source_gave(source: FakeSource, tmp_path: Path) -> None:
     source.trouble("rejected", "train-000002").write_text("not an image")
     lines = []
@@ -138,6 +144,7 @@ def test_a_failing_shard_is_named_after_its_retries_and_the_others_are_written(
     with pytest.raises(OSError, match=r"1 of 6 shards failed \(train-00002: .*the disk makes noises\); 5 were written"):
         build_shards(CONFIG, source, str(tmp_path / "set"), quiet)
     assert not (tmp_path / "set" / "manifest.parquet").exists()
+    assert source.starts().count("train-00002") == 1 + build.RETRIES
     source.trouble("broken", "train-00002").unlink()
     source.forget_calls()
     build_shards(CONFIG, source, str(tmp_path / "set"), quiet)
@@ -147,11 +154,19 @@ def test_a_failing_shard_is_named_after_its_retries_and_the_others_are_written(
 
 def test_a_programming_error_is_not_retried_and_keeps_its_kind(source: FakeSource, tmp_path: Path) -> None:
     source.trouble("wrong", "train-00000").touch()
-    started = time.monotonic()
     with pytest.raises(TypeError, match="a mistake in the program"):
         build_shards(CONFIG, source, str(tmp_path / "set"), quiet)
-    assert time.monotonic() - started < 30
+    assert source.starts().count("train-00000") == 1
     assert not (tmp_path / "set" / "manifest.parquet").exists()
+
+
+def test_when_shard_after_shard_fails_no_more_are_started(tmp_path: Path) -> None:
+    source = FakeSource(tmp_path / "source", {"train": 40, "val": 1, "test": 1})
+    for plan in source.plan:
+        source.trouble("full", plan.name).touch()
+    with pytest.raises(OSError, match=r"\d+ of 42 shards failed .* 0 were written"):
+        build_shards(CONFIG, source, str(tmp_path / "set"), quiet)
+    assert build.GIVE_UP <= len(source.starts()) <= build.GIVE_UP + 4
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_completes(
@@ -261,8 +276,7 @@ def test_tasks_write_and_read_an_object_store(
     folder = f"{bucket}/out/set"
     source.trouble("killed", "train-000009").touch()
     manifest = build_shards(CONFIG, source, folder, quiet)
-    names = [*storage.listing(folder), *(f"records/{name}" for name in storage.listing(f"{folder}/records"))]
-    assert {name: storage.read_bytes(f"{folder}/{name}") for name in names if name != "records"} == undisturbed
+    assert stored(folder) == undisturbed
     assert verify_dataset(manifest, quiet) == {}
     storage.delete(f"{folder}/train-00002.tar")
     source.forget_calls()
@@ -283,7 +297,7 @@ DRIVER = """
 """
 
 
-def start_driver(source: FakeSource, folder: Path, address: str) -> subprocess.Popen:
+def start_driver(source: FakeSource, folder: Path | str, address: str) -> subprocess.Popen:
     command = [sys.executable, "-c", textwrap.dedent(DRIVER), source.folder, str(folder), address]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -310,17 +324,29 @@ def test_a_driver_killed_half_way_leaves_a_folder_that_the_next_run_completes(
     assert files(tmp_path / "set") == undisturbed
 
 
-def test_two_runs_at_once_on_one_folder_end_with_the_same_bytes(
-    source: FakeSource, tmp_path: Path, undisturbed: dict, ray_cluster: str
-) -> None:
+def run_twice_at_once(source: FakeSource, folder: str, address: str) -> list[str]:
     for plan in source.plan[:2]:
         source.trouble("slow", plan.name).write_text("1")
-    drivers = [start_driver(source, tmp_path / "set", ray_cluster) for _ in range(2)]
+    drivers = [start_driver(source, folder, address) for _ in range(2)]
     outputs = [driver.communicate(timeout=120)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    return outputs
+
+
+def test_of_two_runs_at_once_on_one_folder_the_second_waits_and_finds_it_done(
+    source: FakeSource, tmp_path: Path, undisturbed: dict, ray_cluster: str
+) -> None:
+    outputs = run_twice_at_once(source, str(tmp_path / "set"), ray_cluster)
     assert files(tmp_path / "set") == undisturbed
     assert any("waiting for process" in output and "is finished" in output for output in outputs)
     assert len(source.calls()) == 39, "nothing was written twice"
+
+
+def test_two_runs_at_once_on_an_object_store_end_with_the_same_bytes(
+    source: FakeSource, bucket: str, undisturbed: dict, ray_cluster: str
+) -> None:
+    run_twice_at_once(source, f"{bucket}/set", ray_cluster)
+    assert stored(f"{bucket}/set") == undisturbed
 
 
 @pytest.mark.parametrize("digest", ["same", "mended"])

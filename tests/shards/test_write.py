@@ -189,6 +189,25 @@ def test_a_shard_of_rejected_inputs_alone_is_retried_too(source: FakeSource, tmp
     assert files(tmp_path / "set") == files(tmp_path / "new")
 
 
+def test_a_retry_that_dies_half_way_leaves_a_shard_that_counts_as_unfinished(
+    source: FakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the new tar could lie under the old record, and have its size."""
+    plan, folder = source.plan[1], str(tmp_path / "set")
+    reject(source, "train-000007")
+    write_shard(folder, plan, source)
+    source.trouble("rejected", "train-000007").unlink()
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.shards.write.storage.publish_text", die)
+    with pytest.raises(KeyboardInterrupt):
+        retry_shard(folder, plan, source, before=folder)
+    with pytest.raises(FileNotFoundError):
+        read_record(folder, plan.name)
+
+
 @pytest.mark.parametrize("damage", ["tar", "record", "other plan", "nothing there"])
 def test_retrying_writes_everything_anew_where_the_old_shard_cannot_be_trusted(
     source: FakeSource, tmp_path: Path, damage: str
