@@ -31,6 +31,7 @@ from pathlib import Path
 from cluster import local
 from pipeline.tracking import git_commit
 
+AWAY_S = 60  # a job server that is restarted is back by then
 JOBS = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
@@ -129,23 +130,30 @@ def _is_here(address: str) -> bool:
 
 
 async def _follow(address: str, submission: str) -> int:
-    """Print a job's log as it grows; its exit code once it has ended."""
+    """Print a job's log as it grows; its exit code once it has ended. A server that is away for a minute is waited for."""
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    client, printed = JobSubmissionClient(address), 0
+    client, printed, seen = JobSubmissionClient(address), 0, time.monotonic()
     while True:
         read = 0  # the log begins anew on every connection
         try:
             async for text in client.tail_job_logs(submission):
                 print(text[max(0, printed - read) :], end="", flush=True)
                 read += len(text)
-                printed = max(printed, read)
-        except (OSError, RuntimeError) as error:
-            print(f"[the log's connection broke: {error}; connecting again]", file=sys.stderr)
-        if (job := client.get_job_info(submission)).status.is_terminal():
-            break
-        await asyncio.sleep(1)
+                printed, seen = max(printed, read), time.monotonic()
+        except Exception as error:  # however the connection broke: what matters is whether the job has ended
+            print(f"[the log broke off: {error}]", file=sys.stderr)
+        try:
+            if (job := client.get_job_info(submission)).status.is_terminal():
+                break
+            seen = time.monotonic()
+        except OSError as error:
+            if time.monotonic() - seen > AWAY_S:
+                raise ValueError(
+                    f"Ray at {address} is away since {AWAY_S} s: start it again and submit again, the job goes on where it was"
+                ) from error
+        await asyncio.sleep(2)
     print(client.get_job_logs(submission)[printed:], end="", flush=True)
     if job.status != "SUCCEEDED" and job.driver_exit_code is None:  # it never ran, or was stopped
         print(f"error: job {submission} {job.status.lower()}: {job.message}", file=sys.stderr)
