@@ -16,6 +16,7 @@ from pipeline.config import RunConfig, from_dict, to_dict
 from pipeline.loading.stream import stream
 from pipeline.models.lapgan import Levels
 from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group
+from pipeline.on_ray.sentences import sentences_for
 from pipeline.on_ray.train import first_rank_log, go_on
 from pipeline.shards.manifest import load_manifest
 from pipeline.training.adversarial import drawings_of, fit_adversarial, sharpener_state
@@ -47,8 +48,9 @@ def sharpen_worker(order: dict) -> dict | None:
     for network in state.networks.values():
         network.to(ranks.device)  # before restoring: an optimizer's memory goes where its parameters are
     go_on(state, folder, settings.steps, ranks, say)
+    manifest = load_manifest(order["dataset"])
     batches = stream(
-        load_manifest(order["dataset"]),
+        manifest,
         origin.vocabulary,
         batch=settings.batch,
         lanes=config.train.lanes,
@@ -58,6 +60,7 @@ def sharpen_worker(order: dict) -> dict | None:
         ranks=ranks.size,
         words=config.train.words,
         pin=config.train.gpu,
+        sentences=sentences_for(config, manifest.folder),
         log=say,
     )
 

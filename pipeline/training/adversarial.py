@@ -27,7 +27,7 @@ from pipeline.models.sharpener import Sharpener
 from pipeline.sample import Batch
 from pipeline.training.fit import NotFinite, Outcome
 from pipeline.training.meter import Meter
-from pipeline.training.optim import gradient_norms, make_optimizer
+from pipeline.training.optim import gradient_norms, learning_rate, make_optimizer, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.state import TrainState
 
@@ -144,6 +144,7 @@ def fit_adversarial(
 
     generators: the levels of the network in `state` that draws. batches: this rank's rows of global batch `state.step` and
     those after it. content: weight of the squared error to the real image, summed over an image, in the generator's loss.
+    Of a TrainConfig, what is about likelihoods (clip, kl_warmup, validation) does not apply.
     """
     players = Players.of(state, generators, ranks)
     meter = Meter(config.steps, config.batch, state.step, _headline)
@@ -177,7 +178,7 @@ class Side:
     wrapped: nn.Module  # the levels under DDP: its backward pass averages gradients over ranks
     optimizer: Optimizer
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, rate: float) -> None:
         """One optimizer step; NotFinite before it if a gradient is not. Gradients are averages, so all ranks see the same."""
         named = dict(self.levels.named_parameters())
         norms = gradient_norms([parameter.grad for parameter in named.values()])
@@ -187,6 +188,7 @@ class Side:
                 f"step {step}: the gradient of {bad[0]}{f' and {len(bad) - 1} more' if bad[1:] else ''} of the {self.name} "
                 "is not finite; stopped before its update, the last checkpoint is untouched: lower the learning rate"
             )
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
 
 
@@ -236,6 +238,7 @@ def take_step(
     image, and how sure the discriminator is that real and generated images are real.
     """
     rows = config.batch // ranks.size
+    rate = learning_rate(config, state.step) if isinstance(config, TrainConfig) else config.lr
     generator, discriminator = players.generator, players.discriminator
     assert all(len(one.real) == rows for one in given), (
         f"rank {ranks.rank}: not {rows} rows of a batch of {config.batch}"
@@ -260,7 +263,7 @@ def take_step(
     told = [discriminator_loss(real, fake) for real, fake in verdicts]
     discriminator.levels.zero_grad(set_to_none=True)
     (sum(loss.sum() for loss in told) / rows).backward()
-    discriminator.update(state.step)
+    discriminator.update(state.step, rate)
 
     # The new discriminator is asked for the gradient of the images alone, so it is not the wrapped one and its own
     # parameters are left alone; from the images on it is the wrapped generators' backward pass.
@@ -273,7 +276,7 @@ def take_step(
     objective = sum((fool + content * miss).sum() for fool, miss in zip(fooled, missed, strict=True)) / rows
     generator.levels.zero_grad(set_to_none=True)
     torch.autograd.backward(images, torch.autograd.grad(objective, shown))
-    generator.update(state.step)
+    generator.update(state.step, rate)
 
     state.step += 1
     sums = {}

@@ -138,3 +138,10 @@ def test_a_batch_that_does_not_divide_among_the_workers_is_refused() -> None:
     with pytest.raises(ValueError, match="sharpen.batch: 9 does not divide among 2 workers"):
         config = config_of(batch=9)
         replace(config, train=replace(config.train, workers=2))
+
+
+@pytest.mark.parametrize("recipe", ["tiny-lapgan", "tiny-captioner"])
+def test_a_system_that_does_not_reconstruct_is_refused(tmp_path: Path, recipe: str) -> None:
+    with pytest.raises(ValueError, match="does not reconstruct images: only draw and vae models can be sharpened"):
+        job.main([recipe, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
