@@ -6,7 +6,8 @@ photographs of 166 KB to 32x32, one core, decode and resize alone: 597 a second 
 decode and area average; OpenCV's full decode 417 a second, its half decode 597 and 39 dB (benchmarks/decode.py).
 
 Choice: pictures are squashed to a square; the paper says "resized to 32x32" and nothing about the aspect ratio.
-Choice: transparent pixels show white; of an animation the first frame counts; damaged pictures are refused, not repaired.
+Choice: transparent pixels show white; of an animation the first frame counts; colour profiles are ignored; damaged pictures
+are refused, not repaired.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from pipeline.sources.resize import resize
 
 JPEG = b"\xff\xd8\xff"  # how every JPEG starts
 MOST_BYTES = 64 * 2**20  # of a file
-MOST_PIXELS = 2**26  # 8192 x 8192: below 1 GB of memory while it is resized
+MOST_PIXELS = 2**25  # decoded whole, by Pillow: below 800 MB of memory
+MOST_PIXELS_JPEG = 2**27  # decoded at a fraction; a progressive one keeps 6 bytes a pixel meanwhile
 LONGEST_SIDE = 2**14
+MOST_SEGMENTS = 1000  # of a JPEG's header that are looked at
 MOST_SCANS = 100  # of a progressive JPEG (photographs have about 10): each costs a pass over the picture
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what Pillow may try
 KEPT = 4  # decoded pixels that an output pixel averages at least, each way, when a JPEG is decoded at a fraction
@@ -83,8 +86,8 @@ def _orientation(content: bytes) -> int:
     return found if found in _TURNS else 1
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+def _check_size(width: int, height: int, most_pixels: int) -> None:
+    if width * height > most_pixels or max(width, height) > LONGEST_SIDE:
         raise Unusable("too large", width, height)
 
 
@@ -97,7 +100,9 @@ class _Markers(NamedTuple):
 
 def _jpeg_markers(content: bytes) -> _Markers:
     at, exif, components, sequential = 2, False, 0, False
-    while at + 10 <= len(content) and content[at] == 0xFF:
+    for _ in range(MOST_SEGMENTS):
+        if at + 10 > len(content) or content[at] != 0xFF:
+            break
         kind, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
         if kind == 0xFF:  # fill byte
             at += 1
@@ -122,7 +127,7 @@ def _decode_jpeg(content: bytes, size: int, channels: int) -> tuple[np.ndarray, 
         return None
     if space not in ("YCbCr", "Gray", "RGB"):
         return None
-    _check_size(width, height)
+    _check_size(width, height, MOST_PIXELS_JPEG)
     if not _jpeg_markers(content).one_scan and content.count(b"\xff\xda") > MOST_SCANS:
         raise Unusable("too large", width, height)
     part = next((part for part in (8, 4, 2) if min(width, height) >= part * KEPT * size), 1)
@@ -144,7 +149,7 @@ def _decode_any(content: bytes, size: int, channels: int) -> tuple[np.ndarray, i
     """Everything Pillow reads of FORMATS."""
     picture = _open(content)
     width, height = picture.size
-    _check_size(width, height)
+    _check_size(width, height, MOST_PIXELS)
     try:
         picture.load()
         image = _to_rgb(picture)
@@ -175,10 +180,9 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
         grey = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
-    return np.asarray(picture.convert("RGB"))
+        clear, picture = picture.convert("RGBA"), Image.new("RGB", picture.size, (255, 255, 255))
+        picture.paste(clear, mask=clear.getchannel("A"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _to_grey(image: np.ndarray) -> np.ndarray:

@@ -46,11 +46,12 @@ def contents(folder: str) -> str:
 def cut_into_shards(split: str, count: int, samples_per_shard: int, rows: tuple[Any, ...] = ()) -> list[ShardPlan]:
     """Plans for a split of `count` inputs; all but the last hold samples_per_shard."""
     starts = range(0, count, samples_per_shard)
-    return [
-        ShardPlan(f"{split}-{number:05d}", split, start, stop, rows[start:stop])
-        for number, start in enumerate(starts)
-        for stop in [min(start + samples_per_shard, count)]
-    ]
+    digits = max(5, len(str(len(starts) - 1)))  # names sort as numbers do
+    plans = []
+    for number, start in enumerate(starts):
+        stop = min(start + samples_per_shard, count)
+        plans.append(ShardPlan(f"{split}-{number:0{digits}d}", split, start, stop, rows[start:stop]))
+    return plans
 
 
 def random_words(purpose: str, seed: int, start: int, rows: int, width: int) -> np.ndarray:
