@@ -86,7 +86,11 @@ class CocoCaptions:
                 for subset, a in annotations.items()
             },
             "images": {subset: "zip file" if folder.packed else "folder" for subset, folder in self.folders.items()},
-            "warnings": [],
+            "warnings": [
+                f"captions_{subset}.json: {a.unreadable} captions have no words, or no image that is listed; they are left out"
+                for subset, a in annotations.items()
+                if a.unreadable
+            ],
         }
         self.plan = tuple(
             plan

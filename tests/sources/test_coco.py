@@ -272,6 +272,9 @@ def test_bad_samples_are_rejected_with_their_reason_and_the_others_read(tmp_path
     assert sorted(good) == [111, 112, 113]
     assert good[111].captions == ("Caption 5 of 111.",)
     assert source.facts["annotations"]["train2017"]["unreadable_captions"] == 6 + 6 + 5 + 4
+    assert source.facts["warnings"] == [
+        "captions_train2017.json: 21 captions have no words, or no image that is listed; they are left out"
+    ]
     truncated = next(item for item in items if item.key.endswith("103"))
     assert (truncated.width, truncated.height) == (45, 33) and len(truncated.captions) == 5
     for item in items:
