@@ -8,7 +8,7 @@ are drawn by the seed of the evaluation, none is selected by its result. Runs in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.arguments import entry, parse
@@ -19,11 +19,12 @@ from pipeline.config import to_dict
 if TYPE_CHECKING:
     from PIL import Image
 
-ANIMATED, MAPPED, NOISES = (
-    6,
-    3,
-    4,
-)  # captions in the animation and the strip, alignment maps, drawings of a flipped caption
+    from pipeline.figures.sheet import Section
+    from pipeline.sample import Generated
+
+    Picture = Image.Image | list[Image.Image]  # a list: the frames of an animation
+
+STRIPS, MAPS, NOISES = 4, 3, 4  # captions in the strip, alignment maps, drawings of a flipped caption
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -56,68 +57,88 @@ def _draw(workspace: Workspace, trained: dict, shown: dict) -> dict:
         return workspace.finish("figures", made)
 
 
-def _pictures(seed: int, trained: dict, shown: dict) -> dict[str, Image.Image | list[Image.Image]]:
+def _pictures(seed: int, trained: dict, shown: dict) -> dict[str, Picture]:
     """Name -> a picture, or the frames of an animation."""
+    import numpy as np
+    import torch
+
     from pipeline import checkpoint
     from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
-    from pipeline.figures.flips import flips
-    from pipeline.figures.heatmap import heatmap
     from pipeline.figures.sheet import sheet
-    from pipeline.figures.steps import frames, strip
     from pipeline.generate import draw_captions
+    from pipeline.on_ray.sentences import sentences_for
     from pipeline.shards.manifest import description
-    from pipeline.text.vocabulary import tokenize
 
     model, origin, step = checkpoint.load_model(shown["drawing"])
     sharpener = checkpoint.load_sharpener(shown["sharpener"]) if shown["sharpener"] else None
-    drawer = model, origin.vocabulary
+    vectors = sentences_for(origin.config, trained["dataset"])
+
+    def draw(captions: Sequence[str], sharpened: bool = True, each: int = 1, **options: object) -> Generated:
+        sentences = None if vectors is None else torch.from_numpy(np.array(vectors(list(captions)), np.float32))
+        refine = sharpener if sharpened else None
+        return draw_captions(model, origin.vocabulary, captions, seed, refine, each, sentences=sentences, **options)
+
     about = description(trained["dataset"])
     digits = about["config"]["source"] in ("digits", "mnist")
-    sections = (_digit_sections if digits else _photograph_sections)(trained["dataset"], about, drawer, sharpener, seed)
+    sections = _digit_sections(about["facts"], seed) if digits else _photograph_sections(trained["dataset"], seed)
+    sections = [_drawn(draw, *section) for section in sections]
     note = f"{origin.config.name} after {step:,} training steps. Captions and noise by seed {seed}, not selected."
-    made: dict = {"captions": sheet("Drawn from captions", sections, note=note)}
+    made: dict[str, Picture] = {"captions": sheet("Drawn from captions", sections, note=note)}
+    captions = [caption for section in sections[:2] for caption in section.captions[:3]]
+    made |= _step_pictures(captions, draw(captions, sharpened=False, steps=True))
+    # a word that training never saw cannot be flipped
+    groups = [group for group in (DIGIT_FLIPS if digits else FLIPS) if not origin.vocabulary.unknown(group)]
+    return made | (_flip_picture(groups, draw) if groups else {})
 
-    captions = [caption for section in sections[:2] for caption in section.captions[:3]][:ANIMATED]
-    drawn = draw_captions(*drawer, captions, seed, steps=True)
-    if drawn.canvases is not None:
-        canvases = drawn.canvases.numpy()
-        words = [tokenize(caption) for caption in captions]
-        alignments = None if drawn.alignments is None else drawn.alignments.numpy()
-        made["steps"] = strip("How a drawing comes about", captions[:4], canvases[:, :4])
-        made["animation"] = frames(words, canvases, alignments)
-        if alignments is not None:
-            for number, i in enumerate(range(0, len(captions), -(-len(captions) // MAPPED)), start=1):
-                title = "Where it looked while it drew"
-                made[f"alignment-{number}"] = heatmap(title, words[i], alignments[:, i], canvases[:, i])
 
-    groups = []
-    for group in DIGIT_FLIPS if digits else FLIPS:
-        if not origin.vocabulary.unknown(group):  # a word that training never saw cannot be flipped
-            rows = list(range(NOISES)) * len(group)
-            images = draw_captions(*drawer, group, seed, sharpener, NOISES, rows=rows)
-            images = images.images if images.sharpened is None else images.sharpened
-            groups.append((group, images.numpy().reshape(len(group), NOISES, *images.shape[1:])))
-    if groups:
-        made["flips"] = flips("Other words, same noise", groups)
+def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
+    """What came of every step, and the words it attended to; nothing of a model that has no steps."""
+    from pipeline.figures.heatmap import heatmap
+    from pipeline.figures.steps import frames, strip
+    from pipeline.text.vocabulary import tokenize
+
+    if drawn.canvases is None:
+        return {}
+    canvases, words = drawn.canvases.numpy(), [tokenize(caption) for caption in captions]
+    alignments = None if drawn.alignments is None else drawn.alignments.numpy()
+    made = {
+        "steps": strip("How a drawing comes about", captions[:STRIPS], canvases[:, :STRIPS]),
+        "animation": frames(words, canvases, alignments),
+    }
+    if alignments is not None:
+        for number, i in enumerate(range(0, len(captions), -(-len(captions) // MAPS)), start=1):
+            title = "Where it looked while it drew"
+            made[f"alignment-{number}"] = heatmap(title, words[i], alignments[:, i], canvases[:, i])
     return made
 
 
-def _digit_sections(dataset: str, about: dict, drawer: tuple, sharpener: object, seed: int) -> list:
-    """Seen and held-out combinations of digits and places."""
+def _flip_picture(groups: Sequence[Sequence[str]], draw: Callable[..., Generated]) -> dict[str, Picture]:
+    """Captions of a group with the same noise in each column."""
+    from pipeline.figures.flips import flips
+
+    shown = []
+    for group in groups:
+        drawn = draw(group, each=NOISES, rows=list(range(NOISES)) * len(group))
+        images = drawn.images if drawn.sharpened is None else drawn.sharpened
+        shown.append((group, images.unflatten(0, (len(group), NOISES)).numpy()))
+    return {"flips": flips("Other words, same noise", shown)}
+
+
+def _digit_sections(facts: dict, seed: int) -> list[tuple]:
+    """Headings, captions, no images: seen and held-out combinations of digits and places."""
     from pipeline.on_ray.score import caption_groups
 
-    groups = caption_groups(about["facts"], 6, seed)
+    groups = caption_groups(facts, 6, seed)
     held_out = groups["one_digit/held_out"][:3] + groups["two_digits/held_out"][:3]
-    headings = {
-        "One digit, at places where training showed it": groups["one_digit/seen"],
-        "Two digits, in combinations that training showed": groups["two_digits/seen"],
-        "Held out: digits at places where training never showed them": held_out,
-    }
-    return [_section(heading, captions, drawer, sharpener, seed) for heading, captions in headings.items()]
+    return [
+        ("One digit, at places where training showed it", groups["one_digit/seen"], {}),
+        ("Two digits, in combinations that training showed", groups["two_digits/seen"], {}),
+        ("Held out: digits at places where training never showed them", held_out, {}),
+    ]
 
 
-def _photograph_sections(dataset: str, about: dict, drawer: tuple, sharpener: object, seed: int) -> list:
-    """Captions of the test split beside their photographs, and captions that no photograph has."""
+def _photograph_sections(dataset: str, seed: int) -> list[tuple]:
+    """Headings, captions, images: captions of the test split with their photographs, and some that no photograph has."""
     import numpy as np
 
     from pipeline.figures.captions import NOVEL
@@ -126,28 +147,25 @@ def _photograph_sections(dataset: str, about: dict, drawer: tuple, sharpener: ob
 
     images, captions = read_split(load_manifest(dataset), "test", 512)
     chosen = np.random.default_rng(seed).permutation(len(captions))[:9]
-    photographs = images[chosen].numpy() / 255
+    photographs = {"photograph": images[chosen].numpy() / 255}
     return [
-        _section("Captions of the test split", [captions[i] for i in chosen], drawer, sharpener, seed, photographs),
-        _section("Scenes that no photograph shows", list(NOVEL), drawer, sharpener, seed),
+        ("Captions of the test split", [captions[i] for i in chosen], photographs),
+        ("Scenes that no photograph shows", NOVEL, {}),
     ]
 
 
-def _section(
-    heading: str, captions: list[str], drawer: tuple, sharpener: object, seed: int, photographs: object = None
-) -> object:
+def _drawn(draw: Callable[..., Generated], heading: str, captions: Sequence[str], there: dict) -> Section:
+    """A section of the sheet: the images that are there, if any, and what is drawn."""
     from pipeline.figures.sheet import Section
-    from pipeline.generate import draw_captions
 
-    drawn = draw_captions(*drawer, captions, seed, sharpener)
-    columns = {} if photographs is None else {"photograph": photographs}
-    columns["drawn"] = drawn.images.numpy()
+    drawn = draw(captions)
+    columns = {**there, "drawn": drawn.images.numpy()}
     if drawn.sharpened is not None:
         columns["sharpened"] = drawn.sharpened.numpy()
     return Section(heading, captions, columns)
 
 
-def _save(path: str, picture: Image.Image | list[Image.Image]) -> str:
+def _save(path: str, picture: Picture) -> str:
     """A PNG, or a GIF where there are several frames; the path with its ending."""
     from pipeline.figures.steps import save_animation
 

@@ -174,8 +174,8 @@ def to_bytes(judge: Judge, facts: dict[str, float]) -> bytes:
     """A .safetensors file: the weights, the regions and what is known of the judge."""
     from safetensors.torch import save
 
-    about = {"regions": json.dumps([astuple(region) for region in judge.regions]), "facts": json.dumps(facts)}
-    return save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, about)
+    about = json.dumps({"regions": [astuple(region) for region in judge.regions], "facts": facts})
+    return save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, {"judge": about})
 
 
 def from_bytes(content: bytes) -> tuple[Judge, dict[str, float]]:
@@ -184,10 +184,11 @@ def from_bytes(content: bytes) -> tuple[Judge, dict[str, float]]:
     from safetensors.torch import load
 
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        judge = Judge([Region(*region) for region in json.loads(header["regions"])])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"]["judge"])
+        judge = Judge([Region(*region) for region in about["regions"]])
         judge.load_state_dict(load(content))
-        return judge.eval(), json.loads(header["facts"])
+        return judge.eval(), about["facts"]
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"not a judge: {error}") from None
 

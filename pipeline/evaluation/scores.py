@@ -12,6 +12,8 @@ mean of p(x | y) over some training captions, an estimate of p(x).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,7 +52,9 @@ def score_caption(
     return model.terms(batch, noise).bound.double().cpu().numpy()
 
 
-def score_any(model: CaptionModel, images: Tensor, words: Tensor, keep: Tensor, noise: Tensor) -> np.ndarray:
-    """K captions, words and keep (K, N), against images (n, C, H, W) -> log of the mean of p(x | y) over them (n,), nats."""
-    each = [score_caption(model, images, *caption, None, noise) for caption in zip(words, keep, strict=True)]
+def score_any(
+    model: CaptionModel, images: Tensor, captions: Sequence[tuple[Tensor, Tensor, Tensor | None]], noise: Tensor
+) -> np.ndarray:
+    """Captions as `score_caption` takes them, images (n, C, H, W) -> log of the mean of p(x | y) over them (n,), nats."""
+    each = [score_caption(model, images, *caption, noise) for caption in captions]
     return np.logaddexp.reduce(each, axis=0) - np.log(len(each))

@@ -17,7 +17,7 @@ BAR = 200  # longest bar of the means
 def heatmap(title: str, words: Sequence[str], alignment: np.ndarray, canvases: np.ndarray) -> Image.Image:
     """words (N), alignment (T, N) with rows that sum to 1, canvases (T, C, H, W) -> one map, under the canvas of each step."""
     steps, mean = len(alignment), alignment[:, : len(words)].mean(0)
-    cell = max(24, min(96, 1_000 // steps))
+    cell = max(12, min(96, 1_000 // steps))
     shown = [step for step in range(steps) if cell >= 72 or step % -(-72 // cell) == 0]  # canvases need room
     names = max(page.width_of(word) for word in words) + 2 * GAP
     left, top = MARGIN + names, MARGIN + round(1.3 * TITLE) + round(1.6 * LABEL)

@@ -66,7 +66,7 @@ def save_animation(path: str | Path, images: Sequence[Image.Image]) -> None:
     """A looping GIF of about two seconds and a rest on the last frame, with one palette for all frames."""
     palette = images[-1].quantize(256)
     still = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    each = max(60, 2_400 // len(images))
+    each = min(400, max(60, 2_400 // len(images)))
     durations = [each] * (len(images) - 1) + [HOLD_MS]
     still[0].save(path, "GIF", save_all=True, append_images=still[1:], duration=durations, loop=0, optimize=True)
 

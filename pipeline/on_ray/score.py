@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline import checkpoint, storage
+from pipeline.checkpoint import Origin
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import judge as judges
 from pipeline.evaluation.bound import measure_bound
@@ -27,12 +28,16 @@ from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, 
 from pipeline.evaluation.ssi import similarity
 from pipeline.evaluation.tally import Tally, merge
 from pipeline.generate import draw_captions, row_noise
+from pipeline.loading.batching import Sentences
 from pipeline.loading.stream import ordered
+from pipeline.models.base import CaptionModel
 from pipeline.on_ray.pool import Block, Pool
-from pipeline.sample import Batch, Manifest
+from pipeline.on_ray.sentences import sentences_for
+from pipeline.sample import Batch, Generated, Manifest
 from pipeline.shards.manifest import description, load_manifest
 from pipeline.shards.members import read_shard
 from pipeline.sources import mnist_captions as digit_captions
+from pipeline.text.vocabulary import Vocabulary
 
 POSTERIOR = 4  # stream of noise of the bounds: training takes (seed, 1, step), drawings (seed, 3, row)
 JUDGE_TRAIN, JUDGE_TEST = 6_000, 2_000  # canvases at most
@@ -64,10 +69,21 @@ class Scorer:
         return load_manifest(self.order.dataset)
 
     @cached_property
-    def drawer(self) -> tuple[Any, Any]:
-        """The drawing model and its vocabulary."""
-        model, origin, _ = checkpoint.load_model(self.order.model)
-        return model.to(self.device).eval(), origin.vocabulary
+    def loaded(self) -> tuple[CaptionModel, Origin, int]:
+        return checkpoint.load_model(self.order.model)
+
+    @cached_property
+    def model(self) -> CaptionModel:
+        return self.loaded[0].to(self.device).eval()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.loaded[1].vocabulary
+
+    @cached_property
+    def vectors(self) -> Sentences | None:
+        """Captions -> sentence vectors, for the models that take them."""
+        return sentences_for(self.loaded[1].config, self.order.dataset)
 
     @cached_property
     def sharpener(self) -> torch.nn.Module | None:
@@ -84,15 +100,16 @@ class Scorer:
 
     def bound(self, split: str, start: int, count: int) -> dict[str, Tally]:
         """Nats per image of `count` images of a split, each with its first caption."""
-        model, _ = self.drawer
         tallies = []
         for place, batch in self._batches(split, start, count):
-            tallies.append(measure_bound(model, batch, self._noise(range(place, place + len(batch))), self.sharpener))
+            tallies.append(
+                measure_bound(self.model, batch, self._noise(range(place, place + len(batch))), self.sharpener)
+            )
         return merge(tallies)
 
     def sentences(self, start: int, count: int) -> tuple[int, np.ndarray]:
         """Number and sum of sentence vectors of training captions."""
-        parts = [sum_sentences(self.drawer[0], batch) for _, batch in self._batches("train", start, count)]
+        parts = [sum_sentences(self.model, batch) for _, batch in self._batches("train", start, count)]
         return sum(number for number, _ in parts), sum(total for _, total in parts)
 
     def features(self, start: int, count: int, judge: bytes | None) -> tuple[np.ndarray, list[str]]:
@@ -108,23 +125,20 @@ class Scorer:
     def mean_scores(self, images: np.ndarray, sentence: np.ndarray) -> np.ndarray:
         """Test images (n,) by number -> log p(x | mean sentence) (n,), nats."""
         vector = torch.tensor(sentence, dtype=torch.float32, device=self.device)
-        return score_mean(self.drawer[0], self._images(images), vector, self._noise(images))
+        return score_mean(self.model, self._images(images), vector, self._noise(images))
 
     def any_scores(self, images: np.ndarray) -> np.ndarray:
         """Test images (n,) by number -> log of the mean of p(x | y) over training captions (n,), nats."""
-        model, vocabulary = self.drawer
         captions = read_split(self.manifest, "train", self.settings.any_captions)[1]
-        words, keep = (part.to(self.device) for part in vocabulary.encode(captions))
-        return score_any(model, self._images(images), words, keep, self._noise(images))
+        return score_any(self.model, self._images(images), self._encoded(captions), self._noise(images))
 
     def scores(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Captions (q,) by number, their candidates (q, C) -> log p(x | y) (q, C), nats."""
-        model, vocabulary = self.drawer
-        words, keep = (part.to(self.device) for part in vocabulary.encode([self.test[1][query] for query in queries]))
+        encoded = self._encoded([self.test[1][query] for query in queries])
         return np.stack(
             [
-                score_caption(model, self._images(row), words[i], keep[i], None, self._noise(row))
-                for i, row in enumerate(candidates)
+                score_caption(self.model, self._images(row), *caption, self._noise(row))
+                for caption, row in zip(encoded, candidates, strict=True)
             ]
         )
 
@@ -133,9 +147,7 @@ class Scorer:
         images, captions = (part[start : start + count] for part in self.test)
         samples = self.settings.ssi_samples
         rows = range(start * samples, (start + count) * samples)
-        drawn = draw_captions(
-            *self.drawer, captions, self.seed, self.sharpener, samples, rows=rows, batch=self.settings.batch
-        )
+        drawn = self._draw(captions, samples, rows)
         found = {}
         for name, drawings in (("ssi", drawn.images), ("ssi/sharpened", drawn.sharpened)):
             if drawings is not None:
@@ -147,7 +159,7 @@ class Scorer:
 
     def drawings(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Drawings of captions (n, C, H, W) uint8, as drawn and sharpened."""
-        drawn = draw_captions(*self.drawer, captions, self.seed, self.sharpener, rows=rows, batch=self.settings.batch)
+        drawn = self._draw(captions, 1, rows)
         found = {"": drawn.images, "sharpened/": drawn.sharpened}
         return {name: (images * 255).round().byte().numpy() for name, images in found.items() if images is not None}
 
@@ -168,17 +180,33 @@ class Scorer:
 
     def _batches(self, split: str, start: int, count: int) -> Iterable[tuple[int, Batch]]:
         """(number of its first image, batch) of a range of a split."""
-        vocabulary = self.drawer[1]
-        for batch in ordered(self.manifest, vocabulary, split, batch=self.settings.batch, start=start, limit=count):
+        wanted = {"batch": self.settings.batch, "start": start, "limit": count, "sentences": self.vectors}
+        for batch in ordered(self.manifest, self.vocabulary, split, **wanted):
             yield start, batch.to(self.device)
             start += len(batch)
+
+    def _encoded(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Of each caption its words and keep (N,), and its sentence vector (S,) where the model takes one."""
+        words, keep = (part.to(self.device) for part in self.vocabulary.encode(list(captions)))
+        sentences = self._sentences(captions)
+        return list(
+            zip(words, keep, [None] * len(words) if sentences is None else sentences.to(self.device), strict=True)
+        )
+
+    def _sentences(self, captions: Sequence[str]) -> Tensor | None:
+        return None if self.vectors is None else torch.from_numpy(np.array(self.vectors(list(captions)), np.float32))
+
+    def _draw(self, captions: Sequence[str], each: int, rows: Sequence[int]) -> Generated:
+        sentences = self._sentences(captions)
+        settings = {"rows": rows, "sentences": sentences, "batch": self.settings.batch}
+        return draw_captions(self.model, self.vocabulary, captions, self.seed, self.sharpener, each, **settings)
 
     def _images(self, numbers: np.ndarray) -> Tensor:
         return self.test[0][torch.tensor(numbers)].to(self.device) / 255
 
     def _noise(self, numbers: Sequence[int]) -> Tensor:
         """Of each image its own noise, whatever it is scored under."""
-        return row_noise(self.drawer[0].noise_shape, [int(n) for n in numbers], (self.seed, POSTERIOR), self.device)
+        return row_noise(self.model.noise_shape, [int(n) for n in numbers], (self.seed, POSTERIOR), self.device)
 
 
 def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float]:

@@ -1,0 +1,188 @@
+"""Scoring on Ray: lost workers change nothing, nor does their number; and what is measured is what one process measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Origin
+from pipeline.evaluation import judge as judges
+from pipeline.models.build import build_model
+from pipeline.on_ray.pool import TRIES, Block, Pool
+from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, read_split, regions, wanted
+from pipeline.recipes import find_recipe
+from pipeline.sample import Batch
+from pipeline.shards.manifest import VOCABULARY, description, load_manifest
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.training.adversarial import sharpener_state
+from pipeline.training.optim import make_optimizer
+from pipeline.training.state import TrainState
+
+RECIPE = find_recipe("tiny-aligndraw")
+
+
+class Counter:
+    """A worker that squares numbers, writes down what it is asked, and dies or complains where a file says so."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        if (self.folder / "unmade").exists():
+            raise ValueError("no such model")
+
+    def square(self, number: int) -> int:
+        with open(self.folder / "asked", "a") as log:
+            log.write(f"{number}\n")
+        trouble = self.folder / f"kill-{number}"
+        if trouble.exists():
+            if not (self.folder / "always").exists():
+                trouble.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number < 0:
+            raise ValueError(f"{number} is negative")
+        time.sleep(0.01)
+        return number**2
+
+
+def squares(folder: Path, numbers: list[int], workers: int = 2) -> list[int]:
+    with Pool(partial(Counter, str(folder)), workers=workers, log=lambda line: None) as pool:
+        return pool.run({"squares": [Block("square", (number,)) for number in numbers]})["squares"]
+
+
+def asked(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "asked").read_text().split()]
+
+
+def test_results_come_in_the_order_of_the_blocks_each_done_once(ray_cluster: str, tmp_path: Path) -> None:
+    numbers = list(range(30))
+    assert squares(tmp_path, numbers) == [number**2 for number in numbers]
+    assert sorted(asked(tmp_path)) == numbers
+
+
+def test_the_block_of_a_lost_worker_is_done_by_another(ray_cluster: str, tmp_path: Path) -> None:
+    for number in (0, 7):
+        (tmp_path / f"kill-{number}").touch()
+    assert squares(tmp_path, list(range(12))) == [number**2 for number in range(12)]
+    assert sorted(asked(tmp_path)) == sorted([*range(12), 0, 7])
+
+
+def test_a_block_that_ends_every_worker_is_named(ray_cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "kill-3").touch()
+    (tmp_path / "always").touch()
+    with pytest.raises(RuntimeError, match=rf"square\(3\) ended {TRIES} workers"):
+        squares(tmp_path, [1, 2, 3], workers=1)
+
+
+def test_what_a_worker_complains_of_is_raised_as_it_is(ray_cluster: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^-1 is negative$"):
+        squares(tmp_path, [1, -1])
+    (tmp_path / "unmade").touch()
+    with pytest.raises(ValueError, match=r"^no such model$"):
+        squares(tmp_path, [1])
+
+
+@pytest.fixture(scope="module")
+def order(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Order:
+    """Untrained models of the tiny recipe, saved, and few images of each kind to measure."""
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("models"))
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
+    origin = Origin(RECIPE, vocabulary, 60, 1)
+    model = build_model(RECIPE.model, len(vocabulary), 60, 1)
+    drawing = checkpoint.save(f"{folder}/train", TrainState.of(model, make_optimizer(model, RECIPE.train)), origin)
+    sharpener = checkpoint.save(f"{folder}/sharpen", sharpener_state(model, 1, 60, RECIPE.sharpen), origin)
+    settings = replace(RECIPE.evaluation, any_captions=3, judge_steps=20, workers=1)
+    return Order(dataset, drawing, sharpener, settings)
+
+
+@pytest.fixture(scope="module")
+def measured(order: Order, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    judge = tmp_path_factory.mktemp("judges") / "judge.safetensors"
+    return evaluate(order, str(judge), log=lambda line: None), judge
+
+
+def test_the_bounds_are_those_of_one_process_in_one_go(order: Order, measured: tuple) -> None:
+    scorer = Scorer(order)
+    model, vocabulary = scorer.model, scorer.vocabulary
+    images, captions = read_split(scorer.manifest, "test")
+    words, keep = vocabulary.encode(captions)
+    batch = Batch(images / 255, words, keep, ("",) * len(images))
+    with torch.no_grad():
+        terms, _ = model.reconstruct(batch, scorer._noise(range(len(images))))
+    figures = measured[0]
+    assert figures["test/images"] == len(images) == 24
+    assert figures["test/bound"] == pytest.approx(float(terms.bound.double().mean()), rel=1e-5)
+    assert figures["test/kl"] == pytest.approx(float(terms["kl"].double().mean()), rel=1e-5)
+    error = float(terms.bound.double().std() / len(images) ** 0.5)
+    assert figures["test/bound_se"] == pytest.approx(error, rel=1e-4)
+
+
+def test_all_that_is_promised_is_measured(measured: tuple) -> None:
+    figures = measured[0]
+    for name in ("bound", "kl", "recon", "floor", "flat", "sharpened/bound"):
+        assert {f"test/{name}", f"test/{name}_se", f"train/{name}"} <= set(figures)
+    for way in ("", "plain/", "any/"):
+        assert {f"retrieval/{way}r_at_1", f"retrieval/{way}median_rank", f"retrieval/{way}chance/r_at_1"} <= set(
+            figures
+        )
+    assert {"ssi/mean", "ssi/std", "ssi/sharpened/mean", "judge/accuracy"} <= set(figures)
+    for group in ("one_digit/seen", "one_digit/held_out", "two_digits/seen", "two_digits/held_out"):
+        assert {f"drawn/{group}/right", f"drawn/{group}/places", f"drawn/sharpened/{group}/right"} <= set(figures)
+    assert all(isinstance(value, float) and np.isfinite(value) for value in figures.values())
+    json.dumps(figures)
+
+
+def test_the_figures_do_not_depend_on_the_number_of_workers(order: Order, measured: tuple) -> None:
+    figures, judge = measured
+    two = replace(order, settings=replace(order.settings, workers=2))
+    assert evaluate(two, str(judge), log=lambda line: None) == figures
+
+
+def test_a_kept_judge_is_used_and_a_damaged_one_is_trained_anew(order: Order, measured: tuple, tmp_path: Path) -> None:
+    figures, judge = measured
+    reader, _ = judges.from_bytes(judge.read_bytes())
+    mine = tmp_path / "judge.safetensors"
+    mine.write_bytes(judges.to_bytes(reader, {"accuracy": 0.125}))
+    bare = replace(order, sharpener=None)
+    again = evaluate(bare, str(mine), log=lambda line: None)
+    assert again["judge/accuracy"] == 0.125
+    assert again["test/bound"] == figures["test/bound"] and "test/sharpened/bound" not in again
+    mine.write_bytes(b"half a judge")
+    lines: list[str] = []
+    assert evaluate(bare, str(mine), lines.append)["judge/accuracy"] == figures["judge/accuracy"]
+    assert any("not a judge" in line for line in lines) and mine.read_bytes() == judge.read_bytes()
+
+
+def test_captions_ask_for_what_their_canvases_show(dataset: str) -> None:
+    """Read the classes from the captions, and look where the ink is."""
+    manifest, facts = load_manifest(dataset), description(dataset)["facts"]
+    images, captions = read_split(manifest, "train", 60)
+    assert len(captions) == 60
+    for canvas, row in zip(grey(images), wanted(captions, facts), strict=True):
+        left = canvas.copy()
+        for region, digit in zip(regions(60), row, strict=True):
+            if digit != judges.EMPTY:
+                assert canvas[region.top : region.bottom, region.left : region.right].max() > 128
+                left[region.top : region.bottom, region.left : region.right] = 0
+        assert left.max() == 0
+
+
+def test_groups_are_seen_and_held_out_captions_in_equal_numbers(dataset: str) -> None:
+    facts = description(dataset)["facts"]
+    groups = caption_groups(facts, 50, seed=0)
+    assert {name: len(captions) for name, captions in groups.items()} == dict.fromkeys(groups, 50)
+    assert len(set(groups["one_digit/held_out"])) == 4  # one digit at each corner
+    banned = {(entry["template"], entry["digit"]) for entry in facts["held_out"]}
+    for caption in groups["one_digit/seen"]:
+        words = caption.split()
+        assert (" ".join(words[6:8]), int(words[2])) not in banned
+    assert groups == caption_groups(facts, 50, seed=0) != caption_groups(facts, 50, seed=1)
