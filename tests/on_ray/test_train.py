@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jobs import train as job
 from pipeline import checkpoint, storage
 from pipeline.config import RunConfig, to_dict
 from pipeline.loading.stream import stream
@@ -79,7 +80,7 @@ def scripted_worker(order: dict) -> dict | None:
 
         def __call__(self) -> bool:
             self.steps += 1
-            time.sleep(script["pause_s"] if size > 1 else 0)
+            time.sleep(script["pause_s"] if size > 1 or "always" in script else 0)
             if rank == 1 and self.steps == script.get("kill_at") and not (mark := Path(script["killed"])).exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -212,6 +213,54 @@ def test_a_worker_killed_at_a_step_changes_no_bit(dataset: str, tmp_path: Path, 
     run_ranks(ranks, scripted_worker, disturbed)
     run_ranks(ranks, train_worker, order_of(tmp_path / "undisturbed", dataset, config))
     assert_equal(kept(tmp_path / "disturbed"), kept(tmp_path / "undisturbed"))
+
+
+def test_checkpoints_and_the_request_to_stop_may_lie_in_an_object_store(
+    dataset: str, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = config_of(), f"{bucket}/run/train"
+    monkeypatch.setattr(group, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(training, "StopRequest", StopRequest)  # put back what the scripted worker replaces
+    storage.publish_text(f"{folder}/stop", "")
+    slow = order_of(folder, dataset, config, script={"pause_s": 0.05, "always": True})
+    assert scripted_worker(slow)["reason"] == "stopped"
+    assert 0 < step_of(folder) < STEPS
+    storage.delete(f"{folder}/stop")
+    training.StopRequest = StopRequest
+    assert train_worker(order_of(folder, dataset, config))["reason"] == "finished"
+    train_worker(order_of(tmp_path / "here", dataset, config))
+    assert_equal(kept(folder), kept(tmp_path / "here"))
+
+
+def test_the_job_finishes_once_and_refuses_another_config_under_its_name(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = str(Path(dataset).parent.parent)
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr(training, "run_group", lambda work, order, *rest: work({**order, "stop": f"{out}/stop"}))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["tiny-aligndraw", "--out", out, "--name", "once", "--train.steps", "6", "--train.save-every", "2"]
+    result = job.main(words)
+    assert (result["reason"], result["step"], result["checkpoint_step"]) == ("finished", 6, 6)
+    assert result["checkpoint"] == f"{out}/runs/once/train/checkpoints/step-00000006"
+    assert result["validation_bound"] < 0
+    model, origin, step = checkpoint.load_model(result["checkpoint"])
+    assert (step, origin.config.name) == (6, "once")
+    assert model.sample(
+        *origin.vocabulary.encode(["the digit 3"]), None, torch.zeros(1, *model.noise_shape)
+    ).images.shape
+
+    capsys.readouterr()
+    assert job.main(words) == result
+    assert f"run once is finished: 6 steps, {result['checkpoint']}" in capsys.readouterr().out
+    assert job.main([*words, "--train.workers", "2"]) == result  # how it is run may change, what it computes may not
+    with pytest.raises(ValueError, match=r"run once exists in .* with another config \(train.lr: 0.004 -> 0.5\)"):
+        job.main([*words, "--train.lr", "0.5"])
+
+
+def test_without_a_data_set_the_job_says_which_job_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished digits data set .* run `python -m jobs.shard`"):
+        job.main(["tiny-aligndraw", "--out", str(tmp_path)])
 
 
 def gradients(dataset: str, config: RunConfig, double: bool) -> dict[str, Tensor]:
