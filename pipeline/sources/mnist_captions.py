@@ -166,12 +166,10 @@ class DigitCaptions:
         drawn = draw_samples(self.config, plan, labels)
         for i, (template, digits, rows, columns) in enumerate(drawn, start=plan.start):
             canvas = np.zeros((size, size, self.config.channels), np.uint8)
-            for digit, row, column in zip(
-                digits, rows, columns, strict=True
-            ):  # the second overwrites the first (authors)
+            for digit, row, column in zip(digits, rows, columns, strict=True):  # as the authors': the second overwrites
                 canvas[row : row + side, column : column + side] = images[digit]
-            caption = template.caption([labels[digit] for digit in digits])
-            source = " ".join([self.config.source, *(str(names[digit]) for digit in digits)])
+            caption = template.caption([labels.item(digit) for digit in digits])
+            source = " ".join([self.config.source, *(str(names.item(digit)) for digit in digits)])
             yield Sample(f"{plan.split}-{i:08d}", canvas, (caption,), source, plan.split, (size, size))
 
     def check_unchanged(self) -> None:
