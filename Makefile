@@ -27,6 +27,7 @@ stop: ## stop what `make up` or `make demo` of this folder started
 	@if [ -x $(RUN) ]; then $(RUN) -m cluster.local stop; else echo "nothing was started from here"; fi
 
 clean: stop ## remove all that was made here: environment, servers' state, results
+	@if [ -L .local/ray ]; then rm -rf "$$(readlink .local/ray)"; fi
 	rm -rf $(VENV) .local "$(OUT)" *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 constraints: $(VENV)/installed-dev ## write constraints.txt anew from what is installed here
