@@ -67,8 +67,13 @@ LASTING_ERRNO = {
 }
 
 
+def tell(line: str) -> None:
+    """Print at once, also where standard output is a file that somebody follows."""
+    print(line, flush=True)
+
+
 def run_group(
-    work: Callable[[dict], dict | None], order: dict, config: TrainConfig, folder: str, say: Say = print
+    work: Callable[[dict], dict | None], order: dict, config: TrainConfig, folder: str, say: Say = tell
 ) -> dict:
     """Run `work(order)` on every worker of a group until it is done; returns what the first rank returned.
 

@@ -13,7 +13,7 @@ from pipeline.loading.neighbours import ordered_neighbours, stream_neighbours
 from pipeline.loading.stream import ordered, stream
 from pipeline.models.build import build_model
 from pipeline.models.lapgan import Lapgan
-from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group
+from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group, tell
 from pipeline.on_ray.sentences import prepare_sentences, sentences_for
 from pipeline.sample import Manifest
 from pipeline.shards.manifest import VOCABULARY, load_manifest
@@ -30,7 +30,7 @@ from pipeline.training.validation import term_sums
 READERS = defaultdict(lambda: (stream, ordered), skipthought=(stream_neighbours, ordered_neighbours))
 
 
-def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = print) -> dict:
+def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = tell) -> dict:
     """Train the config's model on the data set, in the stage's folder, from its latest checkpoint on.
 
     tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step and its speed.
@@ -45,7 +45,7 @@ def train_worker(order: dict) -> dict | None:
     config = from_dict(RunConfig, order["config"])
     if (ranks := enter_group(config.train)) is None:
         return None
-    say = _say if ranks.first else lambda line: None
+    say = tell if ranks.first else lambda line: None
     manifest = load_manifest(order["dataset"])
     vocabulary = Vocabulary.from_json(storage.read_text(storage.join(manifest.folder, VOCABULARY)))
     origin = Origin(config, vocabulary, manifest.size, manifest.channels)
@@ -130,7 +130,3 @@ def first_rank_log(order: dict, ranks: Ranks) -> Iterator[Callable[[dict[str, fl
         return
     with Tracker.open(*order["tracking"]) as tracker:
         yield tracker.metrics
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
