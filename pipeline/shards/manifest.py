@@ -31,7 +31,7 @@ from pipeline.shards.write import ACCEPTED, Fate, FinishedShard, fits, read_reco
 
 FORMAT = 1  # of tars and manifest; a new one makes new folders
 MANIFEST, SAMPLES, DESCRIPTION, VOCABULARY = "manifest.parquet", "samples.parquet", "dataset.json", "vocabulary.json"
-MAX_MANIFEST = 2**31  # bytes
+MAX_MANIFEST = 2**30  # bytes
 ROWS_AT_ONCE = 2**16  # rows of a row group of samples.parquet, and all that merging keeps in memory
 READERS = 16  # records read at once: an object store takes tens of ms each
 
@@ -202,7 +202,7 @@ def commit(folder: str, shards: Sequence[ShardRecord]) -> Manifest:
     """Write the manifest, which makes the data set whole."""
     about = description(folder)
     manifest = _manifest(folder, tuple(shards), about)
-    rows = [{**dataclasses.asdict(shard), "skipped": json.dumps(dict(shard.skipped))} for shard in manifest.shards]
+    rows = [{**vars(shard), "skipped": json.dumps(shard.skipped)} for shard in manifest.shards]
     sink = pa.BufferOutputStream()
     # Plain pages with checksums: what is read is never larger than the file, and damage is seen before it is used.
     options = dict(compression="none", use_dictionary=False, write_page_checksum=True, store_schema=False)
@@ -283,7 +283,7 @@ def _manifest(folder: str, shards: tuple[ShardRecord, ...], about: dict) -> Mani
     config = about["config"]
     hashed = hashlib.sha256(json.dumps([FORMAT, config, about["source_digest"]], sort_keys=True).encode())
     for shard in shards:
-        hashed.update(json.dumps(dataclasses.asdict(shard), sort_keys=True).encode())
+        hashed.update(json.dumps(vars(shard), sort_keys=True).encode())
     try:
         return Manifest(folder, shards, int(config["size"]), int(config["channels"]), hashed.hexdigest())
     except (KeyError, TypeError) as error:

@@ -157,7 +157,7 @@ def record_path(folder: str, name: str) -> str:
 
 def _to_text(finished: FinishedShard) -> str:
     columns = dict(zip(Fate._fields, zip(*finished.fates, strict=True), strict=True))
-    values = {"record": dataclasses.asdict(finished.record), "inputs": columns, "marks": finished.marks}
+    values = {"record": vars(finished.record), "inputs": columns, "marks": finished.marks}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n"
 
