@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """All figures by name and a table of the main ones."""
     arguments = parse(__doc__, argv)
     workspace = Workspace(arguments.out, arguments.config)
+    workspace.check_draws()
     with workspace.opened():
         trained, sharpened = workspace.require("train"), workspace.finished("sharpen")
         measured = {"drawing": trained["checkpoint"], "sharpener": sharpened["checkpoint"] if sharpened else None}

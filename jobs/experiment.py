@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(__doc__, words, ExperimentArguments)
     workspace = Workspace(arguments.out, arguments.config)
+    workspace.check_draws()
     if arguments.fresh:
         _remove(workspace)
     with workspace.opened(), workspace.tracker(PARENT) as tracker:

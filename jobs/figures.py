@@ -9,6 +9,7 @@ are drawn by the seed of the evaluation, none is selected by its result. Runs in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.arguments import entry, parse
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Paths of the pictures by name; the first one is `picture`."""
     arguments = parse(__doc__, argv)
     workspace = Workspace(arguments.out, arguments.config)
+    workspace.check_draws()
     with workspace.opened():
         trained, sharpened = workspace.require("train"), workspace.finished("sharpen")
         shown = {"drawing": trained["checkpoint"], "sharpener": sharpened["checkpoint"] if sharpened else None}
@@ -81,7 +83,8 @@ def _pictures(seed: int, trained: dict, shown: dict) -> dict[str, Picture]:
     about = description(trained["dataset"])
     digits = about["config"]["source"] in ("digits", "mnist")
     sections = _digit_sections(about["facts"], seed) if digits else _photograph_sections(trained["dataset"], seed)
-    sections = [_drawn(draw, *section) for section in sections]
+    starts = accumulate((len(captions) for _, captions, _ in sections), initial=0)  # every drawing has noise of its own
+    sections = [_drawn(draw, start, *section) for start, section in zip(starts, sections, strict=False)]
     note = f"{origin.config.name} after {step:,} training steps. Captions and noise by seed {seed}, not selected."
     made: dict[str, Picture] = {"captions": sheet("Drawn from captions", sections, note=note)}
     captions = [caption for section in sections[:2] for caption in section.captions[:3]]
@@ -154,11 +157,11 @@ def _photograph_sections(dataset: str, seed: int) -> list[tuple]:
     ]
 
 
-def _drawn(draw: Callable[..., Generated], heading: str, captions: Sequence[str], there: dict) -> Section:
-    """A section of the sheet: the images that are there, if any, and what is drawn."""
+def _drawn(draw: Callable[..., Generated], start: int, heading: str, captions: Sequence[str], there: dict) -> Section:
+    """A section of the sheet: the images that are there, if any, and what is drawn from rows `start` ... of noise."""
     from pipeline.figures.sheet import Section
 
-    drawn = draw(captions)
+    drawn = draw(captions, rows=range(start, start + len(captions)))
     columns = {**there, "drawn": drawn.images.numpy()}
     if drawn.sharpened is not None:
         columns["sharpened"] = drawn.sharpened.numpy()

@@ -70,6 +70,11 @@ class Workspace:
             raise ValueError(f"run {self.config.name} has no finished {stage} stage in {self.out}: first run {job}")
         return result
 
+    def check_draws(self) -> None:
+        """ValueError for a model that draws nothing: its run ends with training."""
+        if (kind := self.config.model.kind) in ("captioner", "skipthought"):
+            raise ValueError(f"a {kind} draws nothing: its only stages are jobs.shard and jobs.train")
+
     def _match_config(self) -> None:
         path, mine = storage.join(self.folder, "config.json"), to_dict(self.config)
         if storage.exists(path):

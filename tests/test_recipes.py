@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -87,6 +88,14 @@ def test_a_tiny_recipe_learns(name, dataset):
     batches.close()
     assert outcome.step == 24 and len(losses) == 24
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+
+@pytest.mark.parametrize("job", ["experiment", "evaluate", "figures"])
+@pytest.mark.parametrize("name", ["tiny-captioner", "tiny-skipthought"])
+def test_a_job_that_needs_drawings_refuses_a_model_that_draws_nothing(name, job, tmp_path):
+    with pytest.raises(ValueError, match="draws nothing: its only stages are jobs.shard and jobs.train"):
+        importlib.import_module(f"jobs.{job}").main([name, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def made_up_vectors(config):
