@@ -14,6 +14,7 @@ from pipeline.figures.page import GAP, HEADING, LABEL, LINE, MARGIN, SOFT, TEXT,
 GUTTER = 44  # between cards
 HEADED = round(2.3 * HEADING)  # a section's heading with the room around it
 BELOW = 14  # from an image to its caption
+LEAST = 280  # width of a card, for its caption
 
 
 @dataclass(frozen=True)
@@ -26,34 +27,38 @@ class Section:
 
 
 def sheet(title: str, sections: Sequence[Section], note: str = "", across: int = 3) -> Image.Image:
-    """A page of cards, `across` in a row; in a card the images of one caption stand side by side above it."""
+    """A page of cards, `across` of the widest in a row; in a card the images of one caption stand side by side above it."""
     side = page.picture(next(iter(sections[0].images.values()))[0]).width
-    card = max(len(section.images) for section in sections) * (side + GAP) - GAP
-    width = 2 * MARGIN + across * (card + GUTTER) - GUTTER
-    texts = [[page.wrap(page.plain(caption), card) for caption in section.captions] for section in sections]
-    rows = [_rows(text, across) for text in texts]
+    cards = [max(LEAST, len(section.images) * (side + GAP) - GAP) for section in sections]  # widths
+    inner = across * (max(cards) + GUTTER) - GUTTER
+    fit = [(inner + GUTTER) // (card + GUTTER) for card in cards]
+    texts = [
+        [page.wrap(page.plain(caption), card) for caption in section.captions]
+        for section, card in zip(sections, cards, strict=True)
+    ]
+    rows = [_rows(text, count) for text, count in zip(texts, fit, strict=True)]
     head = MARGIN + round(1.25 * TITLE) + (round(1.9 * LABEL) if note else 0)
     names = [tuple(section.images) for section in sections]
     named = [i == 0 or names[i] != names[i - 1] for i in range(len(sections))]  # say what stands where, but once
     height = head + sum(GUTTER // 2 + HEADED + round(1.4 * LABEL) * say for say in named) + MARGIN // 2
     height += sum(side + BELOW + text + GUTTER for section in rows for _, text in section)
-    picture, draw = page.blank(width, height)
+    picture, draw = page.blank(inner + 2 * MARGIN, height)
 
     page.write(draw, (MARGIN, MARGIN), [page.plain(title, face="bold")], TITLE)
     page.write(draw, (MARGIN, MARGIN + round(1.45 * TITLE)), [page.plain(note, SOFT, "italic")], LABEL)
     top = head
-    for section, text, cards, say in zip(sections, texts, rows, named, strict=True):
+    for section, card, text, cut, say in zip(sections, cards, texts, rows, named, strict=True):
         top += GUTTER // 2
-        draw.line((MARGIN, top, width - MARGIN, top), LINE, 2)
+        draw.line((MARGIN, top, MARGIN + inner, top), LINE, 2)
         page.write(draw, (MARGIN, top + HEADING // 2), [page.plain(section.heading)], HEADING)
         top += HEADED
         if say:
-            for column in range(min(across, len(text))):
+            for column in range(len(cut[0][0])):
                 for place, name in enumerate(section.images):
                     at = MARGIN + column * (card + GUTTER) + place * (side + GAP), top - 8
                     page.write(draw, at, [page.plain(name, SOFT, "italic")], LABEL)
             top += round(1.4 * LABEL)
-        for which, tallest in cards:
+        for which, tallest in cut:
             for column, i in enumerate(which):
                 left = MARGIN + column * (card + GUTTER)
                 for place, images in enumerate(section.images.values()):
