@@ -37,8 +37,13 @@ class Arguments:
     """Folder of everything that is made: shards, runs; local, s3:// or gs://."""
 
 
-def parse(doc: str, argv: Sequence[str] | None = None, kind: type[A] = Arguments) -> A:
-    """Arguments from the command line; ValueError in one line when it cannot be understood."""
+def parse(doc: str, argv: Sequence[str] | Arguments | None = None, kind: type[A] = Arguments) -> A:
+    """Arguments from the command line; ValueError in one line when it cannot be understood.
+
+    A job that starts another one hands it what it was itself given: then there is nothing to parse.
+    """
+    if isinstance(argv, Arguments):
+        return argv if isinstance(argv, kind) else kind(config=argv.config, data=argv.data, out=argv.out)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0].startswith("-"):
         if any(word in ("-h", "--help") for word in words):

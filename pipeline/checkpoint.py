@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from pipeline.training.state import TrainState
 
 FORMAT = 1  # raised when an older version could not read what a newer one writes
 META, WEIGHTS, OPTIMIZERS = "meta.json", "weights.pt", "optimizers.pt"
+SAFE = "weights.safetensors"  # the weights of an exported checkpoint, which has no optimizers
 KEEP = 2  # latest checkpoints kept, besides the best one
 
 
@@ -104,19 +106,8 @@ def save(
             WEIGHTS: _publish(path, WEIGHTS, {name: network.state_dict() for name, network in state.networks.items()}),
             OPTIMIZERS: _publish(path, OPTIMIZERS, {name: one.state_dict() for name, one in state.optimizers.items()}),
         }
-        meta = {
-            "format": FORMAT,
-            "version": pipeline.__version__,
-            "step": state.step,
-            "bound": bound,
-            "best": state.best,
-            "worse": state.worse,
-            "config": to_dict(origin.config),
-            "vocabulary": origin.vocabulary.to_json(),
-            "image": {"size": origin.size, "channels": origin.channels},
-            "files": files,
-        }
-        storage.publish_text(storage.join(path, META), json.dumps({**meta, "sha256": _digest_of(meta)}))
+        facts = {"step": state.step, "bound": bound, "best": state.best, "worse": state.worse}
+        _publish_meta(path, facts, origin, files)
         verify(path)
     except BaseException:  # also KeyboardInterrupt: a part of a checkpoint must not fill the disk
         storage.delete(path)
@@ -125,14 +116,39 @@ def save(
     return path
 
 
+def export(checkpoint: Checkpoint, path: str, networks: Sequence[str]) -> None:
+    """Write some networks of a checkpoint as one that other programs can read: weights as safetensors, no optimizers.
+
+    `load` reads it like any other; training cannot go on from it.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{network}/{name}": tensor.contiguous().clone()
+        for network in networks
+        for name, tensor in checkpoint.networks[network].items()
+    }
+    with storage.publishing(storage.join(path, SAFE)) as part:
+        save_file(tensors, part)
+        files = {SAFE: _described(part)}
+    facts = {name: getattr(checkpoint, name) for name in ("step", "bound", "best", "worse")}
+    _publish_meta(path, facts, checkpoint.origin, files)
+    verify(path)
+
+
 def load(path: str, *, optimizers: bool = True) -> Checkpoint:
     """Read a checkpoint and verify it; `Damaged` if it is not what was written, ValueError if it is from the future."""
     meta = _read_meta(path)
-    names = [WEIGHTS, OPTIMIZERS] if optimizers else [WEIGHTS]
-    tensors = {
-        name: torch.load(io.BytesIO(_read_file(path, name, meta)), weights_only=True, map_location="cpu")
-        for name in names
-    }
+    if SAFE in meta["files"]:
+        if optimizers:
+            raise ValueError(f"{path} was exported without its optimizers: training cannot go on from it")
+        tensors = {WEIGHTS: _networks_of(_read_file(path, SAFE, meta))}
+    else:
+        names = [WEIGHTS, OPTIMIZERS] if optimizers else [WEIGHTS]
+        tensors = {
+            name: torch.load(io.BytesIO(_read_file(path, name, meta)), weights_only=True, map_location="cpu")
+            for name in names
+        }
     origin = Origin(
         config=from_dict(RunConfig, meta["config"]),
         vocabulary=Vocabulary.from_json(meta["vocabulary"]),
@@ -215,9 +231,38 @@ def _publish(path: str, name: str, content: dict) -> dict[str, Any]:
     """Write one file whole; its size and digest."""
     with storage.publishing(storage.join(path, name)) as part:
         torch.save(content, part)
-        with open(part, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": part.stat().st_size, "sha256": digest}
+        return _described(part)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """What meta.json says of a file beside it."""
+    with open(file, "rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def _publish_meta(path: str, facts: Mapping[str, Any], origin: Origin, files: Mapping[str, Any]) -> None:
+    """Write meta.json, with which the checkpoint exists. facts: step, bound, best, worse."""
+    meta = {
+        "format": FORMAT,
+        "version": pipeline.__version__,
+        **facts,
+        "config": to_dict(origin.config),
+        "vocabulary": origin.vocabulary.to_json(),
+        "image": {"size": origin.size, "channels": origin.channels},
+        "files": files,
+    }
+    storage.publish_text(storage.join(path, META), json.dumps({**meta, "sha256": _digest_of(meta)}))
+
+
+def _networks_of(content: bytes) -> dict[str, dict[str, Tensor]]:
+    """State dicts by network, from the bytes of an exported checkpoint's weights."""
+    from safetensors.torch import load as read_tensors
+
+    networks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(content).items():
+        network, _, parameter = name.partition("/")
+        networks.setdefault(network, {})[parameter] = tensor
+    return networks
 
 
 def _read_file(path: str, name: str, meta: dict) -> bytes:

@@ -31,11 +31,18 @@ def flat_cost(images: Tensor) -> Tensor:
     return bernoulli_cost(images.mean((2, 3), keepdim=True).expand_as(images), images)
 
 
-@torch.no_grad()
 def measure_bound(
     model: CaptionModel, batch: Batch, noise: Tensor, sharpener: nn.Module | None = None
 ) -> dict[str, Tally]:
-    """noise (B, *noise_shape) -> nats per image by name: bound = -(recon + kl); floor, flat; sharpened/recon, sharpened/bound.
+    """Of each of the figures of `image_bounds` the sum over a batch."""
+    return {name: Tally.of(values) for name, values in image_bounds(model, batch, noise, sharpener).items()}
+
+
+@torch.no_grad()
+def image_bounds(
+    model: CaptionModel, batch: Batch, noise: Tensor, sharpener: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """noise (B, *noise_shape) -> (B,) float64 nats by name: bound = -(recon + kl); floor, flat; sharpened/recon, sharpened/bound.
 
     After sharpening the same sample of the posterior is used, with the sharpened image (`sharpener.mean`, kept off 0 and 1)
     as Bernoulli mean; the KL stays. A model that was trained with another likelihood is measured with its image as Bernoulli
@@ -57,4 +64,4 @@ def measure_bound(
     for name, values in found.items():
         if not torch.isfinite(values).all():
             raise ValueError(f"{name} is not finite for {batch.keys[int((~torch.isfinite(values)).nonzero()[0])]}")
-    return {name: Tally.of(values.double().cpu()) for name, values in found.items()}
+    return {name: values.double().cpu() for name, values in found.items()}

@@ -21,7 +21,7 @@ from pipeline import checkpoint, storage
 from pipeline.checkpoint import Origin
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import judge as judges
-from pipeline.evaluation.bound import measure_bound
+from pipeline.evaluation.bound import image_bounds, measure_bound
 from pipeline.evaluation.retrieval import ranks, summary
 from pipeline.evaluation.scores import score_any, score_caption, score_mean, sum_sentences
 from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, vgg_features
@@ -106,6 +106,14 @@ class Scorer:
                 measure_bound(self.model, batch, self._noise(range(place, place + len(batch))), self.sharpener)
             )
         return merge(tallies)
+
+    def bounds(self, split: str, start: int, count: int) -> dict[str, np.ndarray]:
+        """The bounds that `bound` adds up, of each image: (count,) nats by name."""
+        parts = []
+        for place, batch in self._batches(split, start, count):
+            noise = self._noise(range(place, place + len(batch)))
+            parts.append(image_bounds(self.model, batch, noise, self.sharpener))
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0] if name.endswith("bound")}
 
     def sentences(self, start: int, count: int) -> tuple[int, np.ndarray]:
         """Number and sum of sentence vectors of training captions."""
@@ -270,6 +278,18 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float
                         f"drawn/{kind}{name}/{verdict}_se": tally.error,
                     }
     return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+
+
+def bounds_by_image(order: Order, split: str = "test", log: Log = print) -> dict[str, np.ndarray]:
+    """Bounds of the images of a split that `evaluate` measures: (n,) nats by name, in the manifest's order.
+
+    Two models that are measured so see the same images with the same captions and noise, so their figures form pairs.
+    """
+    there = sum(record.samples for record in load_manifest(order.dataset).split(split))
+    blocks = _blocks("bounds", min(order.settings.images or there, there), order.settings.batch, split)
+    with Pool(partial(Scorer, order), workers=order.settings.workers, gpu=order.settings.gpu, log=log) as pool:
+        parts = pool.run({"": blocks})[""]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _retrieve(
