@@ -88,6 +88,8 @@ def test_a_tiny_recipe_learns(name, dataset):
     batches.close()
     assert outcome.step == 24 and len(losses) == 24
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    # ranks that train together wait for the gradient of every parameter
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("job", ["experiment", "evaluate", "figures"])
