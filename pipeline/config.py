@@ -312,7 +312,7 @@ class EvaluationConfig:
     """How much is measured; all of it on the test split, seeded."""
 
     images: int = 0
-    """Images of the test split in the bound; 0: all."""
+    """Images of the test split that are measured, and that retrieval searches; 0: all."""
     queries: int = 0
     """Captions in retrieval; 0: all."""
     shortlist: int = 100

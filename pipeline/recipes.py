@@ -62,8 +62,8 @@ def digits_demo() -> RunConfig:
             workers=2,
             threads=1,  # two processes use two cores better than two threads do: most operations here are small
         ),
-        sharpen=SharpenConfig(steps=300, batch=32, maps=16, optimizer="adam", lr=2e-3, content=0.2, save_every=100),
-        evaluation=EvaluationConfig(images=500, queries=50, ssi_captions=20, ssi_samples=10, judged=100, workers=2),
+        sharpen=SharpenConfig(steps=200, batch=32, maps=16, optimizer="adam", lr=1e-3, content=0.2, save_every=100),
+        evaluation=EvaluationConfig(queries=200, ssi_captions=50, ssi_samples=10, judged=200, workers=2),
     )
 
 
@@ -79,7 +79,16 @@ def tiny_aligndraw() -> RunConfig:
         train=replace(base.train, steps=8, batch=8, lanes=4, warmup=2, log_every=2, save_every=4, workers=1, threads=1),
         sharpen=replace(base.sharpen, steps=4, batch=8, maps=4, log_every=2, save_every=2),
         evaluation=EvaluationConfig(
-            images=24, queries=4, shortlist=10, ssi_captions=2, ssi_samples=2, judged=4, batch=12, workers=1
+            images=24,
+            queries=4,
+            shortlist=10,
+            ssi_captions=2,
+            ssi_samples=2,
+            judged=4,
+            judge_steps=20,
+            any_captions=2,
+            batch=12,
+            workers=1,
         ),
     )
 

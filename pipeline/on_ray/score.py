@@ -219,65 +219,67 @@ class Scorer:
 
 def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float]:
     """All figures of a model by name, on a Ray that is running. The judge is kept in `judge_file` for the next model."""
-    settings, manifest = order.settings, load_manifest(order.dataset)
-    facts = description(order.dataset)
-    source = facts["config"]["source"]
-    tests = sum(record.samples for record in manifest.split("test"))
-    trains = sum(record.samples for record in manifest.split("train"))
-    images = min(settings.images or tests, tests)
-    judge = _kept_judge(judge_file, log) if source in JUDGED else None
+    settings, manifest, about = order.settings, load_manifest(order.dataset), description(order.dataset)
+    there = {split: sum(record.samples for record in manifest.split(split)) for split in ("train", "test")}
+    images = min(settings.images or there["test"], there["test"])
+    sentences = min(settings.mean_captions or there["train"], there["train"])
+    judged = about["config"]["source"] in JUDGED
+    judge = _kept_judge(judge_file, log) if judged else None
+    groups = caption_groups(about["facts"], settings.judged, settings.seed) if judged and settings.judged else {}
 
-    work: dict[str, list[Block]] = {}
-    if source in JUDGED and judge is None:
-        log("training a judge of digits, once for a data set")
-        work["judge"] = [Block("judge")]  # first, for it takes longest
-    work["test"] = _blocks("bound", images, settings.batch, "test")
-    work["train"] = _blocks("bound", min(images, trains), settings.batch, "train")
-    work["sentences"] = _blocks("sentences", min(settings.mean_captions or trains, trains), 4 * settings.batch)
-    work["ssi"] = _blocks(
-        "similarity", min(settings.ssi_captions, tests), max(1, settings.batch // settings.ssi_samples)
-    )
-    groups = (
-        caption_groups(facts["facts"], settings.judged, settings.seed) if source in JUDGED and settings.judged else {}
-    )
-    for name, captions in groups.items():
-        work[name] = _drawing_blocks(captions, settings.batch)
-
+    work = {"judge": [Block("judge")]} if judged and judge is None else {}  # first, for it takes longest
+    work |= {
+        "test": _blocks("bound", images, settings.batch, "test"),
+        "train": _blocks("bound", min(images, there["train"]), settings.batch, "train"),
+        "sentences": _blocks("sentences", sentences, 4 * settings.batch),
+        "ssi": _blocks(
+            "similarity", min(settings.ssi_captions, images), max(1, settings.batch // settings.ssi_samples)
+        ),
+        **{name: _drawing_blocks(captions, settings.batch) for name, captions in groups.items()},
+    }
     with Pool(partial(Scorer, order), workers=settings.workers, gpu=settings.gpu, log=log) as pool:
+        log(f"evaluate: bounds of {images:,} images, drawings" + (", a judge of digits" if "judge" in work else ""))
         first = pool.run(work)
         if "judge" in first:
             judge = first["judge"][0]
             storage.publish_bytes(judge_file, judge)
-        log(f"bounds, similarity and drawings done; {settings.queries or tests} captions look for their image")
+        log(f"evaluate: captions look for their image among {settings.shortlist}")
         sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
-        places = _retrieve(pool, settings, tests, judge, sentence)
+        places = _retrieve(pool, settings, images, judge, sentence)
 
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {"test/images": images}
     for split in ("test", "train"):
         for name, tally in merge(first[split]).items():
             figures |= {f"{split}/{name}": tally.mean, f"{split}/{name}_se": tally.error}
-    figures["test/images"] = images
     for name, found in places.items():
         figures |= {f"retrieval/{name}{key}": value for key, value in found.items()}
     for name, tally in merge(first["ssi"]).items():
-        if name.endswith("/captions"):
+        if name.endswith("/captions"):  # drawings of one caption are not independent: the error is that over captions
             figures[f"{name.removesuffix('/captions')}/mean_se"] = tally.error
         else:
             figures |= {f"{name}/mean": tally.mean, f"{name}/std": tally.spread}
     if judge is not None:
-        reader, known = judges.from_bytes(judge)
-        figures |= {f"judge/{name}": value for name, value in known.items()}
-        for name, captions in groups.items():
-            for kind in first[name][0]:
-                drawn = np.concatenate([part[kind] for part in first[name]])
-                seen = reader.look(torch.from_numpy(drawn) / 255)
-                for verdict, right in judges.verdicts(seen, wanted(captions, facts["facts"])).items():
-                    tally = Tally.of(right)
-                    figures |= {
-                        f"drawn/{kind}{name}/{verdict}": tally.mean,
-                        f"drawn/{kind}{name}/{verdict}_se": tally.error,
-                    }
+        drawings = {name: first[name] for name in groups}
+        figures |= _judge_drawings(judge, {name: wanted(groups[name], about["facts"]) for name in groups}, drawings)
     return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+
+
+def _judge_drawings(
+    judge: bytes, groups: dict[str, np.ndarray], drawings: dict[str, list[dict[str, np.ndarray]]]
+) -> dict[str, float]:
+    """Shares of the drawings of each group that show what their captions ask for (n, P), and the judge's own figures."""
+    reader, known = judges.from_bytes(judge)
+    figures = {f"judge/{name}": value for name, value in known.items()}
+    for name, asked in groups.items():
+        for kind in drawings[name][0]:
+            drawn = np.concatenate([part[kind] for part in drawings[name]])
+            for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
+                tally = Tally.of(right)
+                figures |= {
+                    f"drawn/{kind}{name}/{verdict}": tally.mean,
+                    f"drawn/{kind}{name}/{verdict}_se": tally.error,
+                }
+    return figures
 
 
 def bounds_by_image(order: Order, split: str = "test", log: Log = print) -> dict[str, np.ndarray]:
