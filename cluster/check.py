@@ -64,10 +64,13 @@ def image_tag() -> str:
 
 def entry_points(document: dict) -> Iterator[list[str]]:
     """The words of every `python -m` command in an object."""
-    for value in [*_find(document, "entrypoint"), *_find(document, "command"), *_find(document, "args")]:
-        words = shlex.split(value) if isinstance(value, str) else list(value)
-        if "-m" in words:
+    for entrypoint in _find(document, "entrypoint"):
+        if "-m" in (words := shlex.split(entrypoint)):
             yield words
+    for containers in _find(document, "containers"):
+        for container in containers:
+            if "-m" in (words := [*container.get("command", ()), *container.get("args", ())]):
+                yield words
 
 
 def _unfilled(text: str) -> Iterator[tuple[int, str]]:

@@ -35,14 +35,14 @@ AWAY_S = 60  # a job server that is restarted is back by then
 JOBS = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "arguments", "submit", "workspace")
+    if path.stem not in ("__init__", "arguments", "schedule", "submit", "workspace")
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     surroundings = {**local.environment(), **os.environ}
-    address = _reachable(surroundings)
+    address = reachable(surroundings)
     submission = options.id or f"{options.job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     runtime = {"env_vars": environment(surroundings, address, options.env)}
     command = ["ray", "job", "submit", "--no-wait", "--submission-id", submission, "--working-dir", str(local.ROOT)]
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reachable(surroundings: dict[str, str]) -> str:
+def reachable(surroundings: dict[str, str]) -> str:
     """The address of a job server that answers and takes our token; ValueError says what is wrong instead."""
     address = surroundings.get("RAY_API_SERVER_ADDRESS")
     if not address:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from cluster import check
+from jobs.arguments import Arguments, parse
+from jobs.retrain import RetrainArguments
 from pipeline.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,18 +82,39 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_command_is_one_that_the_job_understands(path: Path) -> None:
-    from jobs.arguments import parse
-
     for words in check.entry_points(load(path)):
-        module, arguments = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+        module, parsed = understood(words)
         assert (ROOT / (module.replace(".", "/") + ".py")).exists()
-        parsed = parse(f"python -m {module}", arguments)
         assert parsed.config.name in RECIPES
 
 
-def test_the_workers_that_an_experiment_asks_for_fit_into_its_cluster() -> None:
-    from jobs.arguments import parse
+def understood(words: list[str]) -> tuple[str, Arguments]:
+    """The job that a command starts, at once or through jobs.submit, and what it is given."""
+    module, arguments = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    if module == "jobs.submit":
+        module, arguments = f"jobs.{arguments[0]}", arguments[1:]
+    kind = RetrainArguments if module == "jobs.retrain" else Arguments
+    return module, parse(f"python -m {module}", arguments, kind)
 
+
+def test_the_schedules_agree_with_themselves_and_with_each_other() -> None:
+    """The line that starts a retraining is the one by which the retraining reckons its slot."""
+    lines = set()
+    for kind in ("cronjob", "raycronjob"):
+        document = load(ROOT / "cluster" / "kuberay" / f"retrain.{kind}.yaml")
+        (words,) = check.entry_points(document)
+        assert understood(words)[1].cron == document["spec"]["schedule"]
+        assert document["spec"]["timeZone"] == "Etc/UTC"
+        lines.add(document["spec"]["schedule"])
+    text = (ROOT / "cluster" / "retrain.cron").read_text()
+    (line,) = [line for line in text.splitlines() if "jobs.submit" in line]
+    fields, command = line.split("  ", 1)
+    words = shlex.split(command.partition(">>")[0])
+    assert understood(words)[1].cron == fields and "CRON_TZ=UTC" in text
+    assert lines == {fields}
+
+
+def test_the_workers_that_an_experiment_asks_for_fit_into_its_cluster() -> None:
     job = load(ROOT / "cluster" / "kuberay" / "experiment.rayjob.yaml")["spec"]
     (words,) = check.entry_points(job)
     train = parse("python -m jobs.experiment", words[words.index("-m") + 2 :]).config.train
@@ -123,8 +146,8 @@ def test_every_secret_that_is_used_is_explained() -> None:
     secrets = {
         ref["name"] for path in KUBERAY for key in ("secretRef", "secretKeyRef") for ref in check._find(load(path), key)
     }
-    assert secrets == {"canvas-storage", "canvas-postgres"}
-    for name in secrets:
+    assert secrets == {"canvas-storage", "canvas-postgres", "canvas"}
+    for name in secrets - {"canvas"}:  # KubeRay makes the token of the cluster `canvas`
         assert f"kubectl create secret generic {name}" in text
 
 
