@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     local.stop(folder)
     assert not any(local.processes(name, folder) for name in local.NAMES)
+    shutil.rmtree((folder / "ray").resolve())
 
 
 def _free_port() -> int:
