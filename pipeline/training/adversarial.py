@@ -235,7 +235,8 @@ def take_step(
     """One update of each side on this rank's rows; raises NotFinite, on all ranks, before the update that would spread it.
 
     Returns whether any rank wants to stop, and means over the global batch: the two losses in nats, the squared error of an
-    image, and how sure the discriminator is that real and generated images are real.
+    image, what the generator changed of a pixel (0: it has died), and how sure the discriminator is that real and
+    generated images are real.
     """
     rows = config.batch // ranks.size
     rate = learning_rate(config, state.step) if isinstance(config, TrainConfig) else config.lr
@@ -280,9 +281,12 @@ def take_step(
 
     state.step += 1
     sums = {}
-    for level, (tell, fool, miss, (real, fake)) in enumerate(zip(told, fooled, missed, verdicts, strict=True)):
+    changed = [(image - one.coarse).abs().flatten(1).mean(1) for image, one in zip(shown, given, strict=True)]
+    for level, (tell, fool, miss, change, (real, fake)) in enumerate(
+        zip(told, fooled, missed, changed, verdicts, strict=True)
+    ):
         prefix = f"level{level}/" if len(given) > 1 else ""
-        measured = {"discriminator": tell, "generator": fool, "squared_error": miss}
+        measured = {"discriminator": tell, "generator": fool, "squared_error": miss, "change": change}
         measured |= {"real": real.sigmoid(), "fake": fake.sigmoid()}
         sums |= {prefix + name: values.detach().double().sum() for name, values in measured.items()}
     facts = [torch.tensor(float(stop), dtype=torch.float64, device=ranks.device), *sums.values()]

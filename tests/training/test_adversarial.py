@@ -162,6 +162,7 @@ def test_a_step_is_one_update_of_the_discriminator_and_then_one_of_the_generator
         loss = loss - (real.log() + (1 - fake).log()) / 2
     assert measured["discriminator"] == pytest.approx(descend(discriminator, loss / 4))
 
+    shown = [drawn(row).detach() for row in rows]  # before its update
     loss, squares = 0, 0
     for row in rows:
         fake = torch.sigmoid(discriminator(drawn(row), given.sentence[row], drop[row, 1]))[0]
@@ -170,6 +171,8 @@ def test_a_step_is_one_update_of_the_discriminator_and_then_one_of_the_generator
     descend(generator, (loss + 0.3 * squares) / 4)
     assert measured["generator"] == pytest.approx(loss.item() / 4)
     assert measured["squared_error"] == pytest.approx(squares.item() / 4)
+    changes = [(image - example.coarse[row]).abs().mean().item() for row, image in zip(rows, shown, strict=True)]
+    assert measured["change"] == pytest.approx(sum(changes) / 4)
     assert_close(everything(fast), everything(slow), 1e-9)
 
 
