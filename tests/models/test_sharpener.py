@@ -31,7 +31,7 @@ def test_it_is_the_papers_formula_pixel_by_pixel(channels: int) -> None:
     size, sharpener = 9, trained_by_nobody(channels, 9).double()
     drawing = torch.rand(2, channels, size, size, dtype=torch.float64)
     sentence = torch.randn(2, 5, dtype=torch.float64)
-    parameters = {name: value for name, value in sharpener.generator.named_parameters()}
+    parameters = dict(sharpener.generator.named_parameters())
 
     def convolve(image: list, weight: torch.Tensor, bias: torch.Tensor) -> list:
         """Cross-correlation with zeros outside, as nested loops over a list of channels, each {(row, column): value}."""
