@@ -147,7 +147,7 @@ def test_elastic_training_goes_on_with_fewer_when_a_machine_is_taken_away(
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=surroundings)
     try:
         wait_for(lambda: ray.cluster_resources()["CPU"] == 4, node)
-        threading.Thread(target=lambda: (wait_for(lambda: step_of(folder) >= 6, node), node.terminate())).start()
+        threading.Thread(target=lambda: (wait_for(lambda: step_of(folder) >= 3, node), node.terminate())).start()
         lines = []
         outcome = run_group(scripted_worker, order, config.train, str(folder), lines.append)
     finally:
