@@ -59,9 +59,8 @@ def member_bytes(key: str, text: bytes, image: np.ndarray) -> bytes:
 
 def tar_of(parts: Iterable[bytes]) -> bytes:
     """The archive made of members' parts, in their order."""
-    content = bytearray().join(parts)
-    content += tar.ending(len(content))
-    return bytes(content)
+    parts = list(parts)
+    return b"".join([*parts, tar.ending(sum(map(len, parts)))])
 
 
 def split_tar(content: bytes) -> dict[str, bytes]:

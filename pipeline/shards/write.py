@@ -27,6 +27,7 @@ from pipeline.shards.members import KEY, MAX_TEXT, member_bytes, split_tar, tar_
 RECORDS = "records"
 ACCEPTED = "ok"  # the status of an input that became a sample
 MAX_RECORD = 2**28  # bytes of a record file
+UINT8 = np.dtype(np.uint8)
 
 
 class Source(Protocol):
@@ -103,7 +104,7 @@ def _entry(item: Sample | Rejected) -> Entry:
         return _rejected(item)
     # What a source promises is asserted: breaking it is our mistake, not the data's.
     assert KEY.fullmatch(item.key), f"key {item.key!r}: letters, digits, - and _ are allowed, at most 90"
-    assert item.image.dtype == np.uint8, f"{item.key}: the image is {item.image.dtype}"
+    assert item.image.dtype == UINT8, f"{item.key}: the image is {item.image.dtype}"
     reason = "" if item.captions else "no captions"
     try:
         text = text_bytes(item.captions, item.source)
