@@ -104,7 +104,7 @@ def mnist_aligndraw() -> RunConfig:
         ),
         train=TrainConfig(steps=15_000, batch=100, schedule="drop", drop_at=110 / 150),
         sharpen=SharpenConfig(),
-        evaluation=EvaluationConfig(images=1_000, queries=200, judged=200),
+        evaluation=EvaluationConfig(images=1_000, queries=200, judged=200, judge_steps=8_000),
     )
 
 

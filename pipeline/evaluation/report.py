@@ -53,9 +53,9 @@ ROWS = (
         "%",
     ),
     Row("the judge of these on real canvases", "judge/accuracy", form="%"),
-    Row("true image first of {candidates}, ratio to the mean sentence", "retrieval/r_at_1", form="%"),
+    Row("true image first of {candidates}: ratio to the mean sentence (the paper)", "retrieval/r_at_1", form="%"),
     Row("- ratio to the mean over captions", "retrieval/any/r_at_1", form="%"),
-    Row("- median rank, ratio to the mean sentence", "retrieval/median_rank", form="{:.0f}"),
+    Row("median rank of the true image: ratio to the mean sentence", "retrieval/median_rank", form="{:.0f}"),
     Row("- ratio to the mean over captions", "retrieval/any/median_rank", form="{:.0f}"),
     Row("structural similarity to the true image", "ssi/mean", "ssi/sharpened/mean", "{:.3f}"),
 )

@@ -40,7 +40,7 @@ from pipeline.sources import mnist_captions as digit_captions
 from pipeline.text.vocabulary import Vocabulary
 
 POSTERIOR = 4  # stream of noise of the bounds: training takes (seed, 1, step), drawings (seed, 3, row)
-JUDGE_TRAIN, JUDGE_TEST = 6_000, 2_000  # canvases at most
+JUDGE_TRAIN, JUDGE_TEST = 20_000, 2_000  # canvases at most
 QUERIES_A_BLOCK = 5
 JUDGED = ("digits", "mnist")  # sources whose drawings the judge can read
 Log = Callable[[str], None]
