@@ -84,6 +84,9 @@ def entry(main: Callable[[], dict]) -> None:
     fault of ours and keeps its traceback: exit code 1.
     """
     started = time.monotonic()
+    if "RAY_ADDRESS" not in os.environ:
+        # The job will start Ray itself (on_ray/connect.py), which would listen on every interface; read at Ray's import.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         result = main()
     except (ValueError, OSError) as error:

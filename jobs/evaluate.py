@@ -32,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
-    import ray
-
     from pipeline.evaluation import judge
     from pipeline.evaluation.report import run_table
+    from pipeline.on_ray.connect import connect
     from pipeline.on_ray.score import Order, evaluate
     from pipeline.shards.manifest import load_manifest
 
@@ -44,7 +43,7 @@ def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
         digest = load_manifest(trained["dataset"]).digest
         tracker.params(to_dict(config))
         tracker.tags({"data": digest, **measured})
-        ray.init(ignore_reinit_error=True)
+        connect()
         order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation)
         kept = storage.join(
             workspace.out, "judges", f"{digest[:16]}-{judge.FORMAT}-{config.evaluation.judge_steps}.safetensors"

@@ -191,9 +191,9 @@ def _draw(model: Model, lines: Sequence[Line], options: argparse.Namespace) -> n
     from functools import partial
 
     import numpy as np
-    import ray
 
     from pipeline.config import EvaluationConfig
+    from pipeline.on_ray.connect import connect
     from pipeline.on_ray.pool import Block, Pool
     from pipeline.on_ray.score import Order, Scorer
 
@@ -205,7 +205,7 @@ def _draw(model: Model, lines: Sequence[Line], options: argparse.Namespace) -> n
     rows = np.argsort(words, kind="stable")
     parts = [rows[start : start + options.batch] for start in range(0, len(rows), options.batch)]
     blocks = [Block("drawings", ([captions[row] for row in part], part.tolist())) for part in parts]
-    ray.init(ignore_reinit_error=True)
+    connect()
     with Pool(partial(Scorer, order), workers=min(options.workers, len(blocks)), gpu=options.gpu) as pool:
         found = pool.run({"": blocks})[""]
     kind = "sharpened/" if order.sharpener else ""

@@ -266,17 +266,16 @@ def _choice(workspace: Workspace, champion: Version | None, made: dict, tracker:
 
 def _compare(workspace: Workspace, champion: Version, made: dict) -> tuple[Gap, dict[str, Gap]]:
     """The gap of the bounds, and those of the guards, from what both models do on the challenger's test split."""
-    import ray
-
     from pipeline.evaluation import judge
     from pipeline.evaluation.compare import guard_gaps, paired_gap
+    from pipeline.on_ray.connect import connect
     from pipeline.on_ray.score import Order, bounds_by_image, evaluate
 
     settings, dataset = workspace.config.evaluation, made["train"]["dataset"]
     new = Order(dataset, made["train"]["checkpoint"], made["sharpen"]["checkpoint"], settings)
     old = Order(dataset, champion.drawing, champion.sharpener, settings)
     print(f"== compare with version {champion.number} on the test split of {dataset}", flush=True)
-    ray.init(ignore_reinit_error=True)
+    connect()
     values = [bounds_by_image(order) for order in (old, new)]
     gaps = {name: paired_gap(*(value[name] for value in values)) for name in values[0] if name in values[1]}
     file = f"{made['shard']['digest'][:16]}-{judge.FORMAT}-{settings.judge_steps}.safetensors"

@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def _build(arguments: ShardArguments) -> dict:
-    import ray
-
     from pipeline.on_ray.build import build_dataset, retry_rejected
+    from pipeline.on_ray.connect import connect
     from pipeline.sources import open_source
 
     config = arguments.config
@@ -68,7 +67,7 @@ def _build(arguments: ShardArguments) -> dict:
     workspace = Workspace(arguments.out, config)
     with workspace.opened(), workspace.tracker("shard") as tracker:
         source = open_source(config.dataset, arguments.data)  # says what is wrong with the data before Ray is asked
-        ray.init(ignore_reinit_error=True)
+        connect()
         make = retry_rejected if arguments.retry_rejected else build_dataset
         manifest = make(config.dataset, source, arguments.out, say)
         splits = Counter()
@@ -136,13 +135,12 @@ def _report(folder: str) -> dict:
 
 
 def _verify(folder: str) -> dict:
-    import ray
-
     from pipeline.on_ray.build import verify_dataset
+    from pipeline.on_ray.connect import connect
     from pipeline.shards.manifest import load_manifest
 
     manifest = load_manifest(folder)
-    ray.init(ignore_reinit_error=True)
+    connect()
     damaged = verify_dataset(manifest, say)
     for name, problem in damaged.items():
         say(f"{name}: {problem}")

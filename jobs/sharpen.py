@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def _sharpen(workspace: Workspace, trained: dict) -> dict:
-    import ray
-
     from pipeline import checkpoint
+    from pipeline.on_ray.connect import connect
     from pipeline.on_ray.group import CHECKPOINTS
     from pipeline.on_ray.sharpen import sharpen
     from pipeline.shards.manifest import load_manifest
@@ -48,7 +47,7 @@ def _sharpen(workspace: Workspace, trained: dict) -> dict:
     with workspace.tracker("sharpen") as tracker:
         tracker.params(to_dict(config))
         tracker.tags({"data": load_manifest(dataset).digest, "drawing": drawing})
-        ray.init(ignore_reinit_error=True)
+        connect()
         tracking = (folder, EXPERIMENT, config.name, "sharpen", tracking_uri())
         outcome = sharpen(config, dataset, drawing, folder, tracking)
         last = checkpoint.best(storage.join(folder, CHECKPOINTS))

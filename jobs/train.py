@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def _train(workspace: Workspace, data: str | None) -> dict:
-    import ray
-
     from pipeline import checkpoint
+    from pipeline.on_ray.connect import connect
     from pipeline.on_ray.group import CHECKPOINTS
     from pipeline.on_ray.train import train
     from pipeline.shards.manifest import find_dataset, load_manifest
@@ -45,7 +44,7 @@ def _train(workspace: Workspace, data: str | None) -> dict:
     with workspace.tracker("train") as tracker:
         tracker.params(to_dict(config))
         tracker.tags({"data": load_manifest(dataset).digest})
-        ray.init(ignore_reinit_error=True)
+        connect()
         tracking = (folder, EXPERIMENT, config.name, "train", tracking_uri())
         outcome = train(config, dataset, folder, tracking)
         best = checkpoint.best(storage.join(folder, CHECKPOINTS))
