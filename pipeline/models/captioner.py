@@ -7,6 +7,8 @@ Choice: the features come from a small convolutional net that is trained with th
 VGG net trained on ImageNet: images are 32x32 or 60x60 here, and no weights come from outside. A learned vector for each
 place is added, because a small net's windows do not show where in the image they lie.
 Choice: id 0, padding elsewhere, starts and ends a caption. No dropout: a run stops at its best validation bound instead.
+Choice: the attention's penalty weighs 0.1, theirs 1. It is least where attention is the same everywhere (its sum over places
+is fixed), and at 1 it stayed so, since a small image explains but a few nats of its caption.
 Choice: a beam is as wide at every step, and scores are log-probabilities of whole captions, not divided by their length.
 """
 
@@ -68,6 +70,10 @@ class Captioner(CaptionModel):
             nn.Conv2d(features, features, 3, padding=1),
             nn.ReLU(),
         )
+        for layer in self.convolutions[
+            ::2
+        ]:  # He et al. 2015, else features are too faint for attention to tell them apart
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         side = (size + 3) // 4  # after two strides of 2
         self.place = nn.Parameter(0.1 * torch.randn(side * side, features))
         self.start = nn.Linear(features, 2 * hidden)

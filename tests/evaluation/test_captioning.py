@@ -26,7 +26,7 @@ def taught():
         images[number, 0, 4 * (number // 2) : 4 * (number // 2) + 4, 4 * (number % 2) : 4 * (number % 2) + 4] = 1
     batch = Batch(images, *VOCABULARY.encode(CAPTIONS), tuple("abcd"))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
+    for _ in range(400):
         optimizer.zero_grad()
         model.terms(batch, torch.zeros(4, 0)).total.mean().backward()
         optimizer.step()
