@@ -108,7 +108,7 @@ def test_a_champion_is_found_kept_replaced_and_brought_back(
     (tmp_path / "captions.txt").write_text("caption 0 of 100 .\nsomething else\n")
     monkeypatch.chdir(tmp_path)
     for model, title in {
-        "champion": "version 1",
+        "tiny-aligndraw@champion": "version 1",  # with its name: other tests register models too
         "tiny-aligndraw@previous": "version 2",
         "tiny-aligndraw/3": "version 3",
     }.items():
