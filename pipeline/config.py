@@ -186,7 +186,7 @@ class CaptionerConfig:
     """Width of the LSTM."""
     word: int = 256
     """Width of a word's vector."""
-    attend: float = 0.1
+    attend: float = 0.02
     """Weight of the penalty on places that are attended to more or less than once in a caption; 0: none."""
 
     def __post_init__(self) -> None:

@@ -7,8 +7,9 @@ Choice: the features come from a small convolutional net that is trained with th
 VGG net trained on ImageNet: images are 32x32 or 60x60 here, and no weights come from outside. A learned vector for each
 place is added, because a small net's windows do not show where in the image they lie.
 Choice: id 0, padding elsewhere, starts and ends a caption. No dropout: a run stops at its best validation bound instead.
-Choice: the attention's penalty weighs 0.1, theirs 1. It is least where attention is the same everywhere (its sum over places
-is fixed), and at 1 it stayed so, since a small image explains but a few nats of its caption.
+Choice: an image's features are normalised together (Wu & He 2018) and the attention's penalty weighs 0.02, theirs 1. The
+penalty is least where attention is the same everywhere, and a small image explains but a few nats of its caption: on digits
+with captions, 1,200 steps came to 3.5 nats a caption at weight 1, 2.8 at 0.1 and 2.0 at 0.02.
 Choice: a beam is as wide at every step, and scores are log-probabilities of whole captions, not divided by their length.
 """
 
@@ -44,7 +45,7 @@ class Seen(NamedTuple):
 class Captioner(CaptionModel):
     """Show, Attend and Tell with soft attention.
 
-        a_i     = conv(x)_i + place_i                                                (1) i = 1 .. P
+        a_i     = normalised(conv(x))_i + place_i                                    (1) i = 1 .. P
         h_0, c_0 = tanh(linear(mean_i a_i))                                          (2)
         alpha_t = align(h_{t-1}, a),  zhat_t = sigmoid(f(h_{t-1})) sum_i alpha_ti a_i  (3)
         h_t     = LSTM(h_{t-1}, [E y_{t-1}; zhat_t])                                 (4)
@@ -69,11 +70,8 @@ class Captioner(CaptionModel):
             nn.ReLU(),
             nn.Conv2d(features, features, 3, padding=1),
             nn.ReLU(),
+            nn.GroupNorm(1, features),
         )
-        for layer in self.convolutions[
-            ::2
-        ]:  # He et al. 2015, else features are too faint for attention to tell them apart
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         side = (size + 3) // 4  # after two strides of 2
         self.place = nn.Parameter(0.1 * torch.randn(side * side, features))
         self.start = nn.Linear(features, 2 * hidden)

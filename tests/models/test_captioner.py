@@ -55,6 +55,9 @@ def loss_of_one(p, config, image, words):
     for layer, stride in ((0, 2), (2, 2), (4, 1), (6, 1)):
         weight, bias = p[f"convolutions.{layer}.weight"], p[f"convolutions.{layer}.bias"]
         seen = convolve(seen, weight, bias, stride).relu()
+    spread = ((seen - seen.mean()) ** 2).mean()
+    scaled = (seen - seen.mean()) / torch.sqrt(spread + 1e-5)
+    seen = scaled * p["convolutions.8.weight"][:, None, None] + p["convolutions.8.bias"][:, None, None]
     side = seen.shape[1]
     places = [seen[:, i // side, i % side] + p["place"][i] for i in range(side * side)]
     h, c = torch.tanh(linear("start", sum(places) / len(places))).chunk(2)
