@@ -22,7 +22,7 @@ from pipeline.config import TrainConfig
 from pipeline.models.base import noise_rows
 from pipeline.sample import Batch, Terms
 from pipeline.training.meter import Meter
-from pipeline.training.optim import clip_gradients, gradient_norms, learning_rate, set_learning_rate
+from pipeline.training.optim import clip_gradients, gradient_norms, gradients_of, learning_rate, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.state import TrainState
 
@@ -106,8 +106,8 @@ def take_step(
     before it was clipped.
     """
     losses = backward(network, batch, config, state.step, ranks)
-    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    norms = gradient_norms([parameter.grad for parameter in parameters])
+    gradients = gradients_of(state.model.parameters())
+    norms = gradient_norms(gradients)
     bad_losses = (~torch.stack(list(losses.values())).isfinite()).sum()
     facts = [bad_losses, (~norms.isfinite()).sum(), torch.tensor(stop, device=ranks.device)]
     facts += [loss.double().sum() for loss in losses.values()]
@@ -115,7 +115,7 @@ def take_step(
     told = ranks.sum(torch.stack([fact.double() for fact in facts])).tolist()
     if told[0] or told[1]:
         raise NotFinite(_complaint(state, batch, losses, norms, ranks))
-    clip_gradients([parameter.grad for parameter in parameters], norms, config.clip, config.clip_each)
+    clip_gradients(gradients, norms, config.clip, config.clip_each)
     set_learning_rate(state.optimizer, learning_rate(config, state.step))
     state.optimizer.step()
     state.step += 1

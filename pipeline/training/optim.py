@@ -23,6 +23,9 @@ class RMSprop(Optimizer):
     """h = decay h + (1 - decay) g^2,  p = p - lr g / sqrt(h + epsilon).
 
     torch.optim.RMSprop divides by sqrt(h) + epsilon instead: while h is small, as it is at the start, its steps are larger.
+
+    Rows of a sparse gradient that are missing have a gradient of 0: their p stays, their h decays. That is made up for when
+    the row is next seen, so a step costs as much as there are words in the batch, not in the vocabulary.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, decay: float = 0.9, epsilon: float = 1e-6):
@@ -37,18 +40,38 @@ class RMSprop(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["square"] = torch.zeros_like(parameter)
+                if parameter.grad.is_sparse:
+                    self._update_rows(parameter, state, **group)
+                    continue
                 for p, g, h in _blocks(parameter, parameter.grad, state["square"]):
                     h.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
                     p.addcdiv_(g, (h + group["epsilon"]).sqrt_(), value=-group["lr"])
+
+    def _update_rows(self, parameter: nn.Parameter, state: dict, lr: float, decay: float, epsilon: float, **_) -> None:
+        rows, g = parameter.grad.indices()[0], parameter.grad.values()
+        if "seen" not in state:  # the last step that saw each row: exact up to 2^24, and loading would make floats of integers
+            state["steps"], state["seen"] = 0, parameter.new_zeros(len(parameter))
+        state["steps"] += 1
+        passed = state["steps"] - state["seen"][rows]
+        h = state["square"][rows].mul_((decay**passed)[:, None]).addcmul_(g, g, value=1 - decay)
+        state["square"][rows] = h
+        state["seen"][rows] = state["steps"]
+        parameter.index_add_(0, rows, g / (h + epsilon).sqrt_(), alpha=-lr)
 
 
 def make_optimizer(
     model: nn.Module, config: TrainConfig | SharpenConfig, betas: tuple[float, float] = (0.9, 0.999)
 ) -> Optimizer:
-    """The optimizer a config names, over all parameters of a model; betas: how slowly Adam forgets."""
+    """The optimizer a config names, over all parameters of a model; betas: how slowly Adam forgets.
+
+    For RMSprop the gradients of word tables become sparse: a batch has few words of many. Adam's momentum also moves the
+    words that a batch does not have.
+    """
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=config.lr)
     if config.optimizer == "rmsprop":
+        for table in (module for module in model.modules() if isinstance(module, nn.Embedding)):
+            table.sparse = True
         return RMSprop(model.parameters(), lr=config.lr)
     return torch.optim.Adam(model.parameters(), lr=config.lr, betas=betas, fused=True)
 
@@ -67,6 +90,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The numbers of all gradients, as norms and clipping need them; those of a sparse gradient are its rows (n, width)."""
+    numbers = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # a word that a batch has twice: one row, the sum
+        numbers.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    return numbers
 
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:

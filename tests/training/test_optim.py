@@ -46,6 +46,35 @@ def test_rmsprop_is_not_torchs_whose_first_steps_are_longer() -> None:
     assert abs(theirs.item()) > 25 * abs(ours.item())
 
 
+def test_rows_of_a_sparse_gradient_are_updated_as_if_the_others_were_zero_even_after_a_restart() -> None:
+    generator = torch.Generator().manual_seed(2)
+    start = torch.randn(6, 3, generator=generator).double()
+    dense, sparse = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    full, lazy = optim.RMSprop([dense], lr=0.02), optim.RMSprop([sparse], lr=0.02)
+    for step, words in enumerate(([1, 4, 1], [0], [4, 2], [2], [1, 5, 5, 4], [0, 1])):  # word 3 is never seen
+        rows = torch.randn(len(words), 3, generator=generator).double()
+        dense.grad = torch.zeros(6, 3).double().index_add(0, torch.tensor(words), rows)
+        sparse.grad = torch.sparse_coo_tensor(torch.tensor([words]), rows, (6, 3), check_invariants=True)
+        (numbers,) = optim.gradients_of([sparse])
+        assert len(numbers) == len(set(words))
+        torch.testing.assert_close(gradient_norms([numbers]), dense.grad.norm()[None])
+        full.step()
+        lazy.step()
+        if step == 3:
+            saved, lazy = lazy.state_dict(), optim.RMSprop([sparse], lr=0.02)
+            lazy.load_state_dict(saved)
+    torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=0)
+    assert sparse[3].equal(start[3])
+
+
+def test_rmsprop_asks_for_sparse_gradients_of_words_and_adam_does_not() -> None:
+    for optimizer, sparse in (("rmsprop", True), ("adam", False)):
+        table = nn.Embedding(5, 2)
+        make_optimizer(nn.Sequential(table), TrainConfig(optimizer=optimizer))
+        table(torch.tensor([1, 1])).sum().backward()
+        assert table.weight.grad.is_sparse == sparse
+
+
 def test_rmsprop_leaves_parameters_without_a_gradient_alone() -> None:
     parameter = nn.Parameter(torch.ones(3))
     optimizer = optim.RMSprop([parameter], lr=1.0)
