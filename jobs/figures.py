@@ -1,4 +1,4 @@
-"""Pictures of what a trained run draws: captions with their drawings, the steps of drawing, attended words, flipped words:
+"""Pictures of what a trained run draws, and a page (figures/index.html) with all of them, its figures and its curves:
 
     python -m jobs.figures digits-demo --out out
 
@@ -13,6 +13,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.arguments import entry, parse
+from jobs.artist import Artist, checkpoints_of
+from jobs.compare_page import build_page
 from jobs.workspace import Workspace
 from pipeline import storage
 from pipeline.config import to_dict
@@ -29,69 +31,59 @@ STRIPS, MAPS, NOISES = 4, 3, 4  # captions in the strip, alignment maps, drawing
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Paths of the pictures by name; the first one is `picture`."""
+    """Paths of the page and of the pictures by name; the first one is `picture`."""
     arguments = parse(__doc__, argv)
     workspace = Workspace(arguments.out, arguments.config)
     workspace.check_draws()
     with workspace.opened():
-        trained, sharpened = workspace.require("train"), workspace.finished("sharpen")
-        shown = {"drawing": trained["checkpoint"], "sharpener": sharpened["checkpoint"] if sharpened else None}
-        result = workspace.finished("figures")
+        shown, result = checkpoints_of(workspace), workspace.finished("figures")
         if result is not None and shown.items() <= result.items():
             print(f"run {arguments.config.name} has its pictures in {workspace.stage('figures')}", flush=True)
             return result
-        return _draw(workspace, trained, shown)
+        return _draw(workspace, shown)
 
 
-def _draw(workspace: Workspace, trained: dict, shown: dict) -> dict:
+def _draw(workspace: Workspace, shown: dict) -> dict:
     from pipeline.shards.manifest import load_manifest
 
-    folder = workspace.stage("figures")
+    artist, folder = Artist(workspace), workspace.stage("figures")
     with workspace.tracker("figures") as tracker:
         tracker.params(to_dict(workspace.config))
-        tracker.tags({"data": load_manifest(trained["dataset"]).digest, **shown})
+        tracker.tags({"data": load_manifest(artist.dataset).digest, **shown})
         pictures = {}
-        for name, picture in _pictures(workspace.config.evaluation.seed, trained, shown).items():
+        for name, picture in _pictures(artist).items():
             pictures[name] = _save(storage.join(folder, name), picture)
             tracker.artifact(pictures[name])
             print(f"figures: {pictures[name]}", flush=True)
-        made = {**shown, "picture": pictures["captions"], "pictures": pictures, "mlflow_run_id": tracker.run_id}
-        return workspace.finish("figures", made)
+        page = _page(workspace)
+        tracker.artifact(page)
+        print(f"figures: {page}", flush=True)
+        made = {"picture": pictures["captions"], "page": page, "pictures": pictures, "mlflow_run_id": tracker.run_id}
+        return workspace.finish("figures", {**shown, **made})
 
 
-def _pictures(seed: int, trained: dict, shown: dict) -> dict[str, Picture]:
+def _page(workspace: Workspace) -> str:
+    """The path of a page with everything that the run has; without the table, if it was not evaluated."""
+    evaluated, name = workspace.finished("evaluate"), workspace.config.name
+    tables = [("", evaluated["table"], "")] if evaluated else []
+    return build_page(workspace.stage("figures"), f"What {name} draws", [workspace], tables)
+
+
+def _pictures(artist: Artist) -> dict[str, Picture]:
     """Name -> a picture, or the frames of an animation."""
-    import numpy as np
-    import torch
-
-    from pipeline import checkpoint
     from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
     from pipeline.figures.sheet import sheet
-    from pipeline.generate import draw_captions
-    from pipeline.on_ray.sentences import sentences_for
-    from pipeline.shards.manifest import description
 
-    model, origin, step = checkpoint.load_model(shown["drawing"])
-    sharpener = checkpoint.load_sharpener(shown["sharpener"]) if shown["sharpener"] else None
-    vectors = sentences_for(origin.config, trained["dataset"])
-
-    def draw(captions: Sequence[str], sharpened: bool = True, each: int = 1, **options: object) -> Generated:
-        sentences = None if vectors is None else torch.from_numpy(np.array(vectors(list(captions)), np.float32))
-        refine = sharpener if sharpened else None
-        return draw_captions(model, origin.vocabulary, captions, seed, refine, each, sentences=sentences, **options)
-
-    about = description(trained["dataset"])
-    digits = about["config"]["source"] in ("digits", "mnist")
-    sections = _digit_sections(about["facts"], seed) if digits else _photograph_sections(trained["dataset"], seed)
+    sections = _digit_sections(artist) if artist.digits else _photograph_sections(artist)
     starts = accumulate((len(captions) for _, captions, _ in sections), initial=0)  # every drawing has noise of its own
-    sections = [_drawn(draw, start, *section) for start, section in zip(starts, sections, strict=False)]
-    note = f"{origin.config.name} after {step:,} training steps. Captions and noise by seed {seed}, not selected."
+    sections = [_drawn(artist.draw, start, *section) for start, section in zip(starts, sections, strict=False)]
+    name = artist.workspace.config.name
+    note = f"{name} after {artist.step:,} training steps. Captions and noise by seed {artist.seed}, not selected."
     made: dict[str, Picture] = {"captions": sheet("Drawn from captions", sections, note=note)}
     captions = [caption for section in sections[:2] for caption in section.captions[:3]]
-    made |= _step_pictures(captions, draw(captions, sharpened=False, steps=True))
-    # a word that training never saw cannot be flipped
-    groups = [group for group in (DIGIT_FLIPS if digits else FLIPS) if not origin.vocabulary.unknown(group)]
-    return made | (_flip_picture(groups, draw) if groups else {})
+    made |= _step_pictures(captions, artist.draw(captions, sharpened=False, steps=True))
+    groups = [group for group in (DIGIT_FLIPS if artist.digits else FLIPS) if artist.knows(group)]
+    return made | (_flip_picture(groups, artist.draw) if groups else {})
 
 
 def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
@@ -127,11 +119,9 @@ def _flip_picture(groups: Sequence[Sequence[str]], draw: Callable[..., Generated
     return {"flips": flips("Other words, same noise", shown)}
 
 
-def _digit_sections(facts: dict, seed: int) -> list[tuple]:
+def _digit_sections(artist: Artist) -> list[tuple]:
     """Headings, captions, no images: seen and held-out combinations of digits and places."""
-    from pipeline.on_ray.score import caption_groups
-
-    groups = caption_groups(facts, 6, seed)
+    groups = artist.placed()
     held_out = groups["one_digit/held_out"][:3] + groups["two_digits/held_out"][:3]
     return [
         ("One digit, at places where training showed it", groups["one_digit/seen"], {}),
@@ -140,19 +130,13 @@ def _digit_sections(facts: dict, seed: int) -> list[tuple]:
     ]
 
 
-def _photograph_sections(dataset: str, seed: int) -> list[tuple]:
+def _photograph_sections(artist: Artist) -> list[tuple]:
     """Headings, captions, images: captions of the test split with their photographs, and some that no photograph has."""
-    import numpy as np
-
     from pipeline.figures.captions import NOVEL
-    from pipeline.on_ray.score import read_split
-    from pipeline.shards.manifest import load_manifest
 
-    images, captions = read_split(load_manifest(dataset), "test", 512)
-    chosen = np.random.default_rng(seed).permutation(len(captions))[:9]
-    photographs = {"photograph": images[chosen].numpy() / 255}
+    captions, images = artist.test
     return [
-        ("Captions of the test split", [captions[i] for i in chosen], photographs),
+        ("Captions of the test split", captions, {"photograph": images}),
         ("Scenes that no photograph shows", NOVEL, {}),
     ]
 

@@ -35,7 +35,7 @@ AWAY_S = 60  # a job server that is restarted is back by then
 JOBS = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
-    if path.stem not in ("__init__", "arguments", "schedule", "submit", "workspace")
+    if path.stem not in ("__init__", "arguments", "artist", "compare_page", "schedule", "submit", "workspace")
 )
 
 

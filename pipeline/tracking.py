@@ -186,6 +186,25 @@ def run_url(sent: Mapping[str, Any]) -> str | None:
     return f"{sent['uri']}/#/experiments/{sent['experiment_id']}/runs/{sent['run_id']}"
 
 
+def history(folder: str | Path) -> dict[str, list[tuple[int, float, float]]]:
+    """What a stage recorded of each metric: (step, seconds of work until then, value); nothing where there is no journal.
+
+    The clock stands still from the end of one process, however it came, to the start of the next.
+    """
+    path = storage.join(folder, JOURNAL)
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    clock = last = 0
+    for line in storage.read_bytes(path).splitlines() if storage.exists(path) else ():
+        with contextlib.suppress(json.JSONDecodeError):  # cut short by a process that was killed
+            record = json.loads(line)
+            if last and record.get("status") != "RUNNING":
+                clock += max(0, record["time"] - last)
+            last = record["time"]
+            for name, value in record.get("metrics", {}).items():
+                found.setdefault(name, []).append((record["step"], clock / 1000, value))
+    return found
+
+
 class Journal:
     """The records of one run, one JSON object a line, the first of which names it.
 

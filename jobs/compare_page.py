@@ -1,0 +1,397 @@
+"""The page of one run or of several: what was run, what it drew, the tables, and how it learned, as one index.html.
+
+    build_page("out/report", "Seven systems", runs, [("Retrieval", table, "100 candidates")], captioner)
+
+jobs.compare calls it for all systems, jobs.figures for a single run. It draws anew from the checkpoints, so that every system
+gets the same captions and the same seed; what a system does not have (steps, attention, a sharpener, a bound) is left out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.artist import Artist
+from jobs.workspace import Workspace
+from pipeline import storage
+from pipeline.config import RunConfig, to_dict
+from pipeline.recipes import RECIPES, find_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.figures.html import Card, Charts, Section
+    from pipeline.sample import Generated
+
+PAGE = "index.html"
+FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 8, 6  # how many animations, maps, drawings of a caption, captions
+# What training maximises, by the kind of model: not all of it can share an axis
+BOUNDS = {
+    "draw": "lower bound, nats an image",
+    "vae": "bound on a density, nats an image",
+    "captioner": "log p(caption | image), nats",
+}
+NOT_SELECTED = "Captions and noise are chosen by a seed, none by its result."
+
+
+def build_page(
+    folder: str,
+    title: str,
+    runs: Sequence[Workspace],
+    tables: Sequence[tuple[str, str, str]],
+    captioner: Workspace | None = None,
+) -> str:
+    """The path of index.html. The first run is the one that is looked at most closely; tables: heading, markdown, note."""
+    from pipeline.figures.html import Page, Section, Table, render
+
+    artists = dict(zip(names_of([run.config for run in runs]), map(Artist, runs), strict=True))
+    main = next(iter(artists.values()))
+    if others := {artist.dataset for artist in artists.values()} - {main.dataset}:
+        raise ValueError(f"runs on one page share their data set: {main.dataset} is not {', '.join(sorted(others))}")
+    measured = Section(
+        "The figures",
+        "All of it on test images that no training saw. ± is a standard error, brackets are 95 % intervals.",
+        [Table(markdown, heading, note) for heading, markdown, note in tables],
+    )
+    stepwise = next((artist for artist in artists.values() if artist.workspace.config.model.kind == "draw"), None)
+    sections = [
+        _what_was_run(artists, captioner),
+        _main_picture(main),
+        *([measured] if tables else []),
+        *(_steps(stepwise) if stepwise else []),
+        *_flips(main),
+        *_new_compositions(main),
+        *(_side_by_side(artists) if len(artists) > 1 else []),
+        *(_sharpening(artists) if len(artists) > 1 else []),
+        *(_text_image_text(main, captioner) if captioner else []),
+        *_learning(artists, captioner),
+    ]
+    path = storage.join(folder, PAGE)
+    storage.publish_text(path, render(Page(title, _lead(artists), sections)))
+    return path
+
+
+def names_of(configs: Sequence[RunConfig]) -> list[str]:
+    """What people call the systems; a run's own name where two of them are the same system."""
+    names = [_system(config) for config in configs]
+    alike = Counter(names)
+    return [config.name if alike[name] > 1 else name for name, config in zip(names, configs, strict=True)]
+
+
+def command_of(config: RunConfig) -> str:
+    """The command that makes a run: the recipe that is nearest to it, and what differs."""
+    wanted = _leaves(to_dict(config))
+    near = {}
+    for name in RECIPES:
+        base = _leaves(to_dict(find_recipe(name)))
+        if base["model.kind"] == wanted["model.kind"]:
+            changed = {field: value for field, value in wanted.items() if base[field] != value}
+            near[name] = (config.name != name, len(changed)), changed
+    recipe = min(near, key=lambda name: near[name][0])
+    words = ["python", "-m", "jobs.experiment", recipe]
+    for field, value in near[recipe][1].items():
+        flag = f"--{field.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else _no(flag))
+        else:
+            words += [flag, str(value)]
+    if config.dataset.source != "digits":
+        words += ["--data", f"data/{'coco' if config.dataset.source == 'coco' else 'mnist'}"]
+    return shlex.join([*words, "--out", "out"])
+
+
+def _no(flag: str) -> str:
+    """--train.gpu -> --train.no-gpu"""
+    group, _, last = flag.rpartition(".")
+    return f"{group}.no-{last}"
+
+
+def _leaves(values: dict, prefix: str = "") -> dict:
+    found = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _system(config: RunConfig) -> str:
+    model = config.model
+    if model.kind == "draw":
+        return {"align": "alignDRAW", "mean": "noalignDRAW", "skipthought": "skipthoughtDRAW", "none": "DRAW"}[
+            model.caption
+        ]
+    if model.kind == "vae":
+        return {"fc": "Fully-Connected VAE", "conv": "Conv-Deconv VAE"}[model.body]
+    return {"lapgan": "LAPGAN", "captioner": "captioner"}.get(model.kind, config.name)
+
+
+def _lead(artists: dict[str, Artist]) -> str:
+    main = next(iter(artists.values()))
+    size = main.about["config"]
+    colour = "colour" if size["channels"] == 3 else "grey"
+    kind = "handwritten digits, placed as their captions say" if main.digits else "images with captions"
+    learned = f"learned to draw from {kind} ({size['size']} x {size['size']}, {colour})"
+    if len(artists) == 1:
+        return f"{next(iter(artists))} {learned}."
+    return f"{len(artists)} systems {learned}: {', '.join(artists)}."
+
+
+def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Section:
+    from pipeline.figures.html import Commands, Section, Table
+    from pipeline.shards.manifest import load_manifest
+    from pipeline.training.meter import duration
+
+    runs = {name: artist.workspace for name, artist in artists.items()} | (
+        {"captioner": captioner} if captioner else {}
+    )
+    lines = [
+        "| system | run | steps | images a step | training | MLflow run |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, run in runs.items():
+        trained, spent = run.require("train"), _seconds(run)
+        took = duration(spent) if spent else "-"
+        identity = trained.get("mlflow_run_id") or "-"
+        lines.append(
+            f"| {name} | {run.config.name} | {trained['step']:,} | {run.config.train.batch} | {took} | {identity} |"
+        )
+    manifest = load_manifest(next(iter(artists.values())).dataset)
+    counts = ", ".join(f"{sum(shard.samples for shard in manifest.split(s)):,} {s}" for s in ("train", "val", "test"))
+    note = f"Data set {manifest.folder.rstrip('/').rpartition('/')[2]}: {counts} images, digest {manifest.digest[:12]}."
+    return Section(
+        "What was run",
+        "The same commands make the same drawings and figures again; a finished stage is skipped.",
+        [Table("\n".join(lines), note=note), Commands([command_of(run.config) for run in runs.values()])],
+    )
+
+
+def _main_picture(main: Artist) -> Section:
+    from pipeline.figures.html import Cards, Section
+
+    placed = main.digits and main.placed()
+    if placed:
+        one, two = placed["one_digit/seen"], placed["two_digits/seen"]
+        parts = [
+            Cards(_drawn(main, one), "One digit, at places where training showed it"),
+            Cards(_drawn(main, two, first=len(one)), "Two digits, in combinations that training showed"),
+        ]
+    else:
+        captions, images = main.test
+        parts = [Cards(_drawn(main, captions, images))]
+    see = f"Compare each drawing with its caption: the model saw only the words. {NOT_SELECTED}"
+    return Section("Drawn from captions", see, parts)
+
+
+def _steps(artist: Artist) -> list[Section]:
+    """What came of every step, and the words it attended to."""
+    from pipeline.figures.html import Film, Films, Map, Section
+    from pipeline.text.vocabulary import tokenize
+
+    if artist.digits:
+        placed = artist.placed()
+        captions = [*placed["one_digit/seen"][:3], *placed["two_digits/seen"][:3]]
+    else:
+        captions = artist.test[0][:FILMS]
+    drawn = artist.draw(captions, sharpened=False, steps=True)
+    words, canvases = [tokenize(caption) for caption in captions], drawn.canvases.numpy().swapaxes(0, 1)
+    weights = None if drawn.alignments is None else drawn.alignments.numpy().swapaxes(0, 1)
+    films = [
+        Film(said, canvas, None if weights is None else weights[i])
+        for i, (said, canvas) in enumerate(zip(words, canvases, strict=True))
+    ]
+    lit = " A word lights up as the step looks at it." if weights is not None else ""
+    sections = [
+        Section(
+            "How a drawing comes about", f"The canvas after each of {canvases.shape[1]} steps.{lit}", [Films(films)]
+        )
+    ]
+    if weights is not None:
+        shown = range(0, len(captions), -(-len(captions) // MAPS))
+        sections.append(
+            Section(
+                "Where it looked while it drew",
+                "Darker cells are words that a step attended to; bars are the mean over the steps. "
+                "Words that say what and where should stand out from the others.",
+                [Map(words[i], weights[i], canvases[i]) for i in shown],
+            )
+        )
+    return sections
+
+
+def _flips(main: Artist) -> list[Section]:
+    """Captions that differ in a word or two; a column has the same noise in all captions of a group."""
+    from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
+    from pipeline.figures.flips import marked
+    from pipeline.figures.html import Card, Cards, Section
+
+    parts = []
+    for group in filter(main.knows, DIGIT_FLIPS if main.digits else FLIPS):
+        images = _finished(main.draw(group, each=NOISES, rows=list(range(NOISES)) * len(group)))
+        rows = images.reshape(len(group), NOISES, *images.shape[1:])
+        said = zip(marked(group), group, rows, strict=True)
+        parts.append(Cards([Card(words, _tiles(row, caption)) for words, caption, row in said], above=True))
+    see = "Within a group the noise of a column is the same: what changes in it is what the marked words changed."
+    return [Section("Other words, same noise", see, parts)] if parts else []
+
+
+def _new_compositions(main: Artist) -> list[Section]:
+    """Digits where training never showed them; scenes that no photograph shows."""
+    from pipeline.figures.captions import NOVEL
+    from pipeline.figures.html import Card, Cards, Section
+
+    if main.digits:
+        placed, parts, first = main.placed(), [], 100
+        for group, heading in (
+            ("one_digit/held_out", "One digit at a place where training never showed it"),
+            ("two_digits/held_out", "Two digits, of which one never stood at its place"),
+        ):
+            parts.append(Cards(_drawn(main, placed[group], first=first), heading))
+            first += len(placed[group])
+        see = "Training showed each of these digits, and each of these places, but never together."
+        return [Section("Held-out combinations", see, parts)]
+    known = [caption for caption in NOVEL if main.knows([caption])]
+    if not known:
+        return []
+    images = _finished(main.draw(known, each=NOISES)).reshape(len(known), NOISES, *main.test[1].shape[1:])
+    cards = [Card(caption, _tiles(row, caption)) for caption, row in zip(known, images, strict=True)]
+    see = "Four drawings each of scenes that no photograph shows: does what the words say come together?"
+    return [Section("Novel compositions", see, [Cards(cards, above=True)])]
+
+
+def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
+    from pipeline.figures.captions import NOVEL
+    from pipeline.figures.html import Card, Cards, Section, Tile
+
+    main = next(iter(artists.values()))
+    captions, images = main.test
+    true: list[np.ndarray | None] = list(images[: SIDE - 2])
+    more = main.placed()["two_digits/held_out"][:2] if main.digits else [c for c in NOVEL if main.knows([c])][:2]
+    captions = [*captions[: len(true)], *more]
+    true += [None] * len(more)
+    columns = {name: _finished(artist.draw(captions)) for name, artist in artists.items()}
+    cards = []
+    for i, caption in enumerate(captions):
+        tiles = [Tile(drawn[i], f"{name}: {caption}", name) for name, drawn in columns.items()]
+        if true[i] is not None:
+            tiles.insert(0, Tile(true[i], f"true image: {caption}", "true image"))
+        cards.append(Card(caption, tiles))
+    new = "held-out combinations" if main.digits else "scenes that no photograph shows"
+    see = f"One caption a row, the same seed for all, sharpened where a system has a sharpener. The last {len(more)} are {new}."
+    return [Section("The systems side by side", see, [Cards(cards, above=True)])]
+
+
+def _sharpening(artists: dict[str, Artist]) -> list[Section]:
+    from pipeline.figures.html import Cards, Section
+
+    captions, images = next(iter(artists.values())).test
+    parts = [
+        Cards(_drawn(artist, captions[:3], images[:3]), name)
+        for name, artist in artists.items()
+        if artist.sharpener is not None
+    ]
+    see = "The same drawing before and after the sharpener: it may add edges, it should not change what is there."
+    return [Section("Before and after sharpening", see, parts)] if parts else []
+
+
+def _text_image_text(main: Artist, captioner: Workspace) -> list[Section]:
+    """A true caption, its image and what was drawn for it, and what the captioner says of both."""
+    import torch
+
+    from pipeline import checkpoint
+    from pipeline.evaluation.captioning import caption_images
+    from pipeline.figures.html import Card, Cards, Section, Tile
+
+    teller, origin, _ = checkpoint.load_model(captioner.require("train")["checkpoint"])
+    captions, images = (some[:TRIPLES] for some in main.test)
+    drawings = _finished(main.draw(captions))
+    says = [caption_images(teller, origin.vocabulary, torch.from_numpy(some).float()) for some in (images, drawings)]
+    cards = [
+        Card(
+            caption,
+            [
+                Tile(images[i], f"true image of: {caption}", f"true image: “{says[0][i]}”"),
+                Tile(drawings[i], f"drawn for: {caption}", f"drawing: “{says[1][i]}”"),
+            ],
+        )
+        for i, caption in enumerate(captions)
+    ]
+    see = (
+        "A captioner that never saw the caption says what is in the true image and in the drawing made for its caption."
+    )
+    return [Section("Text to image to text", see, [Cards(cards)])]
+
+
+def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[Section]:
+    from pipeline.figures.html import Section
+
+    runs = {name: artist.workspace for name, artist in artists.items()} | (
+        {"captioner": captioner} if captioner else {}
+    )
+    parts = [part for kind, bound in BOUNDS.items() for part in _curves(kind, bound, runs)]
+    see = "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve."
+    return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []
+
+
+def _curves(kind: str, bound: str, runs: dict[str, Workspace]) -> list[Charts]:
+    """The systems of one kind over steps and over time."""
+    from pipeline.figures.curves import Curve, curves
+    from pipeline.figures.html import Chart, Charts
+    from pipeline.tracking import history
+
+    told = {
+        name: history(run.stage("train"))
+        for name, run in runs.items()
+        if run.config.model.kind == kind and run.finished("train")
+    }
+    told = {name: metrics for name, metrics in told.items() if metrics.get("train/bound")}
+    if not told:
+        return []
+    longest = max(metrics["train/bound"][-1][1] for metrics in told.values())
+    unit, seconds = ("minutes", 60) if longest > 600 else ("seconds", 1)
+    ends = "; ".join(f"{name} ends at {metrics['train/bound'][-1][2]:,.0f}" for name, metrics in told.items())
+    charts = []
+    for across, place, scale in (("steps", 0, 1), (f"{unit} of training", 1, seconds)):
+        series = [
+            Curve(
+                name,
+                *([(p[place] / scale, p[2]) for p in metrics.get(f"{split}/bound", ())] for split in ("train", "val")),
+            )
+            for name, metrics in told.items()
+        ]
+        light, dark = (curves(series, across, bound, dark) for dark in (False, True))
+        charts.append(Chart(light, dark, f"{bound} over {across}: {ends}"))
+    return [Charts(charts)]
+
+
+def _seconds(run: Workspace) -> float:
+    """How long a run trained."""
+    from pipeline.tracking import history
+
+    return max((point[1] for points in history(run.stage("train")).values() for point in points), default=0.0)
+
+
+def _drawn(artist: Artist, captions: Sequence[str], images: Sequence[np.ndarray] = (), first: int = 0) -> list[Card]:
+    """A card a caption: its true image where there is one, what was drawn from noise `first` ..., and that sharpened."""
+    from pipeline.figures.html import Card, Tile
+
+    drawn = artist.draw(captions, rows=range(first, first + len(captions)))
+    columns = {"true image": images} if len(images) else {}
+    columns["drawn"] = drawn.images.numpy()
+    if drawn.sharpened is not None:
+        columns["sharpened"] = drawn.sharpened.numpy()
+    return [
+        Card(caption, [Tile(several[i], f"{name}: {caption}", name) for name, several in columns.items()])
+        for i, caption in enumerate(captions)
+    ]
+
+
+def _tiles(images: np.ndarray, caption: str) -> list:
+    from pipeline.figures.html import Tile
+
+    return [Tile(image, f"drawing {i}: {caption}") for i, image in enumerate(images, start=1)]
+
+
+def _finished(drawn: Generated) -> np.ndarray:
+    """The drawings as a system leaves them: sharpened, if it has a sharpener."""
+    return (drawn.images if drawn.sharpened is None else drawn.sharpened).numpy()

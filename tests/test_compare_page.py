@@ -1,0 +1,214 @@
+"""The page of several systems in a real browser: everything is there, nothing is loaded from elsewhere, a phone can show it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.arguments import parse
+from jobs.compare_page import build_page, command_of, names_of
+from jobs.workspace import Workspace
+from pipeline import checkpoint, storage
+from pipeline.config import RunConfig
+from pipeline.models.build import build_model
+from pipeline.recipes import RECIPES, find_recipe
+from pipeline.shards.manifest import VOCABULARY
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.training.adversarial import sharpener_state
+from pipeline.training.optim import make_optimizer
+from pipeline.training.state import TrainState
+
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
+TABLES = [
+    (
+        "Retrieval",
+        "| system | R@1 | a heading that is rather long |\n| --- | ---: | ---: |\n| alignDRAW | 3 % | 4 |",
+        "100",
+    ),
+    (HOSTILE, f"| {HOSTILE} |\n| --- |\n| {'very' * 50} |", HOSTILE),
+]
+
+
+def trained(out: Path, config: RunConfig, dataset: str, sharpened: bool = True) -> Workspace:
+    """A run whose stages are finished; its weights are random."""
+    workspace = Workspace(str(out), config)
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
+    model = build_model(config.model, len(vocabulary), config.dataset.size, config.dataset.channels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    origin = checkpoint.Origin(config, vocabulary, config.dataset.size, config.dataset.channels)
+    state = TrainState.of(model, make_optimizer(model, config.train))
+    with workspace.opened(), workspace.tracker("train") as tracker:
+        for step in range(0, 40, 2):
+            tracker.metrics({"train/bound": -3000 / (step + 2)}, step)
+        tracker.metrics({"val/bound": -100.0}, 38)
+        path = checkpoint.save(storage.join(workspace.stage("train"), "checkpoints"), state, origin)
+        workspace.finish("train", {"checkpoint": path, "step": 40, "dataset": dataset, "mlflow_run_id": None})
+        if sharpened:
+            state = sharpener_state(model, config.dataset.channels, config.dataset.size, config.sharpen)
+            path = checkpoint.save(storage.join(workspace.stage("sharpen"), "checkpoints"), state, origin)
+            workspace.finish("sharpen", {"checkpoint": path})
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, dataset: str) -> Path:
+    """The page of four systems and a captioner."""
+    out = tmp_path_factory.mktemp("out")
+    runs = [
+        trained(out, find_recipe(name), dataset, sharpened=name != "tiny-lapgan")
+        for name in ("tiny-aligndraw", "tiny-noaligndraw", "tiny-conv-vae", "tiny-lapgan")
+    ]
+    teller = trained(out, find_recipe("tiny-captioner"), dataset, sharpened=False)
+    path = build_page(str(out / "report"), f"Four systems {HOSTILE}", runs, TABLES, teller)
+    assert path == str(out / "report" / "index.html")
+    return Path(path)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root cannot sandbox
+        yield chromium
+        chromium.close()
+
+
+def opened(browser, path: Path, **options: object):
+    """A page of the browser, and everything that went wrong or was asked for while it opened."""
+    page = browser.new_page(**options)
+    troubles: list[str] = []
+    page.on("console", lambda message: troubles.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:100]}"))
+    page.on("dialog", lambda dialog: (troubles.append("dialog"), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: request.url.startswith(("file:", "data:")) or troubles.append(f"asked for {request.url[:100]}"),
+    )
+    page.goto(path.as_uri())
+    page.wait_for_load_state("load")
+    return page, troubles
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_a_browser_shows_all_of_it_and_asks_for_nothing(browser, index: Path, width: int, scheme: str) -> None:
+    page, troubles = opened(browser, index, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    assert troubles == []
+    images = page.evaluate(
+        "[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.clientHeight, i.alt.length])"
+    )
+    assert len(images) > 100 and all(all(facts) for facts in images), "missing, of no size, or without words"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut_off = """[...document.querySelectorAll('body *')].filter(
+        e => !e.closest('.scroll') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 99))"""
+    assert page.evaluate(cut_off) == []
+    assert page.evaluate(
+        "[...document.querySelectorAll('section p:first-of-type')].every(p => p.innerText.length > 20)"
+    )
+    assert page.evaluate("document.scripts.length") == 0 and page.evaluate("document.title").startswith(
+        "Four systems <"
+    )
+    page.close()
+
+
+def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
+    page, _ = opened(browser, index)
+    headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.innerText)")
+    assert headings == [
+        "What was run",
+        "Drawn from captions",
+        "The figures",
+        "How a drawing comes about",
+        "Where it looked while it drew",
+        "Other words, same noise",
+        "Held-out combinations",
+        "The systems side by side",
+        "Before and after sharpening",
+        "Text to image to text",
+        "How they learned",
+    ]
+    assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    rows = page.evaluate(
+        "[...document.querySelectorAll('#s7 figure')].map(f => [...f.querySelectorAll('small')].map(s => s.innerText))"
+    )
+    systems = ["alignDRAW", "noalignDRAW", "Conv-Deconv VAE", "LAPGAN"]
+    assert rows == [["true image", *systems]] * 6 + [systems] * 2
+    sharpened = page.evaluate("[...document.querySelectorAll('#s8 h3')].map(h => h.innerText)")
+    assert sharpened == systems[:3], "LAPGAN has no sharpener"
+    assert HOSTILE in page.evaluate("document.querySelector('#s2').innerText")
+    page.close()
+
+
+def test_the_word_that_lights_up_is_the_one_that_the_step_attends_to(browser, tmp_path: Path) -> None:
+    import numpy as np
+
+    from pipeline.figures.html import Film, Films, Page, Section, render
+
+    canvases = np.zeros((4, 1, 5, 5))
+    order = [2, 0, 3, 1]
+    alignment = np.eye(4)[order]
+    described = Page("t", "l", [Section("h", "s", [Films([Film("a red bus parked".split(), canvases, alignment)])])])
+    (tmp_path / "film.html").write_text(render(described))
+    page, troubles = opened(browser, tmp_path / "film.html")
+    seen = page.evaluate(
+        """() => { const all = document.getAnimations(), found = [];
+        const length = all[0].effect.getTiming().duration, each = 0.4 / (4 * 0.4 + 2) * length;
+        for (let step = 0; step < 4; step++) {
+            for (const one of all) { one.pause(); one.currentTime = (step + 0.5) * each; }
+            found.push([getComputedStyle(document.querySelector('.film')).objectPosition.split(' ')[0],
+                [...document.querySelectorAll('.said span')].findIndex(s => getComputedStyle(s).getPropertyValue('--lit') == '100%')]);
+        }
+        return found; }"""
+    )
+    assert seen == [["0%", 2], ["33.333%", 0], ["66.667%", 3], ["100%", 1]] and troubles == []
+    page.check(".pause input")
+    states = "document.getAnimations().map(a => getComputedStyle(a.effect.target).animationPlayState)"
+    assert set(page.evaluate(states)) == {"paused"}
+    page.close()
+    page, _ = opened(browser, tmp_path / "film.html", reduced_motion="reduce")
+    assert page.evaluate("document.getAnimations().length") == 0
+    assert page.evaluate("getComputedStyle(document.querySelector('.film')).objectPosition").startswith("100%")
+    page.close()
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_command_on_the_page_makes_the_same_run(name: str) -> None:
+    config = find_recipe(name)
+    changed = replace(config, name="it's other", train=replace(config.train, gpu=True, steps=7, lr=2.5e-5))
+    for wanted in (config, changed):
+        words = shlex.split(command_of(wanted))
+        assert words[:3] == ["python", "-m", "jobs.experiment"]
+        assert parse("python -m jobs.experiment", words[3:]).config == wanted
+    assert "--no-" not in command_of(changed)
+
+
+def test_a_page_says_which_system_is_which() -> None:
+    align, other = find_recipe("tiny-aligndraw"), replace(find_recipe("tiny-aligndraw"), name="eight-steps")
+    assert names_of([align, find_recipe("tiny-fc-vae")]) == ["alignDRAW", "Fully-Connected VAE"]
+    assert names_of([align, other]) == ["tiny-aligndraw", "eight-steps"]
+
+
+def test_runs_on_different_data_are_refused(tmp_path: Path, dataset: str) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    config = find_recipe("tiny-fc-vae")
+    runs = [
+        trained(tmp_path, config, dataset, False),
+        trained(tmp_path, replace(config, name="b"), str(other), False),
+    ]
+    with pytest.raises(ValueError, match=re.escape("share their data set")):
+        build_page(str(tmp_path), "t", runs, [])
