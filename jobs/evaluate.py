@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.arguments import entry, parse
-from jobs.workspace import Workspace
+from jobs.workspace import BOUNDED, Workspace
 from pipeline import storage
 from pipeline.config import to_dict
 
+VALUES = "values.npz"  # what the figures are means of, image by image (pipeline/evaluation/values.py)
+
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """All figures by name and a table of the main ones."""
+    """All figures by name, a table of the main ones, and the file of what they are means of."""
     arguments = parse(__doc__, argv)
     workspace = Workspace(arguments.out, arguments.config)
     workspace.check_draws()
@@ -25,14 +27,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         trained, sharpened = workspace.require("train"), workspace.finished("sharpen")
         measured = {"drawing": trained["checkpoint"], "sharpener": sharpened["checkpoint"] if sharpened else None}
         result = workspace.finished("evaluate")
-        if result is not None and measured.items() <= result.items():
+        if result is not None and measured.items() <= result.items() and "values" in result:
             print(f"run {arguments.config.name} is evaluated:\n\n{result['table']}\n", flush=True)
             return result
         return _evaluate(workspace, trained, measured)
 
 
 def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
-    from pipeline.evaluation import judge
+    from pipeline.evaluation import judge, values
     from pipeline.evaluation.report import run_table
     from pipeline.on_ray.connect import connect
     from pipeline.on_ray.score import Order, evaluate
@@ -44,17 +46,28 @@ def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
         tracker.params(to_dict(config))
         tracker.tags({"data": digest, **measured})
         connect()
-        order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation)
+        bounded = config.model.kind in BOUNDED
+        if not bounded:
+            print(f"a {config.model.kind} has no bound: neither that nor retrieval by it is measured", flush=True)
+        order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation, bounded)
         kept = storage.join(
             workspace.out, "judges", f"{digest[:16]}-{judge.FORMAT}-{config.evaluation.judge_steps}.safetensors"
         )
-        figures = evaluate(order, kept, log=lambda line: print(line, flush=True))
-        tracker.metrics(figures, trained["checkpoint_step"])
-        table = run_table(figures)
+        found = evaluate(order, kept, log=lambda line: print(line, flush=True))
+        tracker.metrics(found.figures, trained["checkpoint_step"])
+        table = run_table(found.figures)
         print(f"\n{table}\n", flush=True)
         storage.publish_text(storage.join(folder, "table.md"), table + "\n")
-        tracker.artifact(storage.join(folder, "table.md"))
-        result = {**measured, "metrics": figures, "table": table, "mlflow_run_id": tracker.run_id}
+        storage.publish_bytes(storage.join(folder, VALUES), values.to_bytes(found.values))
+        for name in ("table.md", VALUES):
+            tracker.artifact(storage.join(folder, name))
+        result = {
+            **measured,
+            "metrics": found.figures,
+            "table": table,
+            "values": storage.join(folder, VALUES),
+            "mlflow_run_id": tracker.run_id,
+        }
         return workspace.finish("evaluate", result)
 
 

@@ -4,6 +4,7 @@
     python -m jobs.experiment coco-aligndraw --data data/coco --out out --train.steps 200
 
 shard -> train -> sharpen -> evaluate -> figures: every stage is a job of its own too, and this one calls them in order.
+Stages that a system does not have are left out: LAPGAN has no sharpener, a captioner ends with training.
 Interrupted, it goes on where it was when it is started again. In MLflow it is one run with a nested run for each stage.
 """
 
@@ -29,11 +30,10 @@ class ExperimentArguments(Arguments):
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Runs what is missing of the five stages; where everything is, and the numbers of the evaluation."""
+    """Runs what is missing of the stages; where everything is, and the numbers of the evaluation."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(__doc__, words, ExperimentArguments)
     workspace = Workspace(arguments.out, arguments.config)
-    workspace.check_draws()
     if arguments.fresh:
         _remove(workspace)
     with workspace.opened(), workspace.tracker(PARENT) as tracker:
@@ -44,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def _run(workspace: Workspace, words: list[str]) -> dict[str, dict]:
     """Every stage's result: the one that is there, or one made now, and then all after it, which were made from others."""
-    results, made = {}, False
+    results, made, left_out = {}, False, workspace.left_out()
     for stage in STAGES:
+        if stage in left_out:
+            print(f"== {stage}: left out, {left_out[stage]}", flush=True)
+            continue
         if (result := workspace.finished(stage)) is not None and not made:
             print(f"== {stage}: done before, in {workspace.stage(stage)}", flush=True)
         else:
@@ -70,13 +73,16 @@ def _remove(workspace: Workspace) -> None:
 
 def _summary(workspace: Workspace, results: dict[str, dict], tracker: Tracker) -> dict:
     """Print the table and where to look; the job's result."""
-    metrics = results["evaluate"]["metrics"]
+    metrics, picture = _figures(results), results.get("figures", {}).get("picture")
     tracker.tags({"data": results["shard"]["digest"]})
     tracker.metrics(metrics, results["train"]["checkpoint_step"])
-    picture = results["figures"]["picture"]
-    tracker.artifact(picture)
+    if picture is not None:
+        tracker.artifact(picture)
     tracker.flush()
-    print(f"\n{results['evaluate']['table']}\n\nPicture  {picture}")
+    if "evaluate" in results:
+        print(f"\n{results['evaluate']['table']}\n")
+    if picture is not None:
+        print(f"Picture  {picture}")
     if tracker.url:
         print(f"MLflow   {tracker.url}")
     return {
@@ -87,6 +93,14 @@ def _summary(workspace: Workspace, results: dict[str, dict], tracker: Tracker) -
         "mlflow": tracker.url,
         "metrics": metrics,
     }
+
+
+def _figures(results: dict[str, dict]) -> dict[str, float]:
+    """The numbers of the evaluation; of a system that has none, what training measured on the validation split."""
+    if "evaluate" in results:
+        return results["evaluate"]["metrics"]
+    bound = results["train"]["validation_bound"]
+    return {} if bound is None else {"val/bound": bound}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from jobs.arguments import Arguments, entry, parse
-from jobs.workspace import STAGES, Workspace
+from jobs.workspace import BOUNDED, STAGES, Workspace
 from pipeline import storage
 from pipeline.config import to_dict
 from pipeline.recipes import RECIPES
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 DECIDE = "decide"  # the stage whose result is the decision
 SLOT = "%Y%m%d-%H%M"  # UTC
-COMPARED = ("draw", "vae")  # kinds of models that have a bound to compare, and can be sharpened
 HEARTBEAT_S, SILENT_S = 60.0, 600.0  # of the lease in an object store, which has no locks
 
 
@@ -59,8 +58,8 @@ def main(argv: Sequence[str] | RetrainArguments | None = None) -> dict:
     """What was decided, why, and which version is the champion now."""
     arguments = parse(__doc__, argv, RetrainArguments)
     config = arguments.config
-    if config.model.kind not in COMPARED:
-        raise ValueError(f"a {config.model.kind} has no bound to compare: only {' and '.join(COMPARED)} are retrained")
+    if config.model.kind not in BOUNDED:
+        raise ValueError(f"a {config.model.kind} has no bound to compare: only {' and '.join(BOUNDED)} are retrained")
     if getattr(config.model, "caption", "") == "skipthought" and config.sentences in RECIPES:
         raise ValueError(
             f"--sentences {config.sentences} would train an encoder anew on every data set, and no two models could be compared: "
@@ -266,24 +265,24 @@ def _choice(workspace: Workspace, champion: Version | None, made: dict, tracker:
 
 def _compare(workspace: Workspace, champion: Version, made: dict) -> tuple[Gap, dict[str, Gap]]:
     """The gap of the bounds, and those of the guards, from what both models do on the challenger's test split."""
-    from pipeline.evaluation import judge
+    from pipeline.evaluation import judge, values
     from pipeline.evaluation.compare import guard_gaps, paired_gap
     from pipeline.on_ray.connect import connect
-    from pipeline.on_ray.score import Order, bounds_by_image, evaluate
+    from pipeline.on_ray.score import Order, evaluate
 
     settings, dataset = workspace.config.evaluation, made["train"]["dataset"]
-    new = Order(dataset, made["train"]["checkpoint"], made["sharpen"]["checkpoint"], settings)
     old = Order(dataset, champion.drawing, champion.sharpener, settings)
     print(f"== compare with version {champion.number} on the test split of {dataset}", flush=True)
     connect()
-    values = [bounds_by_image(order) for order in (old, new)]
-    gaps = {name: paired_gap(*(value[name] for value in values)) for name in values[0] if name in values[1]}
     file = f"{made['shard']['digest'][:16]}-{judge.FORMAT}-{settings.judge_steps}.safetensors"
-    figures = evaluate(old, storage.join(workspace.out, "judges", file))
-    guards = guard_gaps(figures, made["evaluate"]["metrics"])
-    if "sharpened/bound" in gaps:
-        guards["test/sharpened/bound"] = gaps["sharpened/bound"]
-    return gaps["bound"], guards
+    measured = evaluate(old, storage.join(workspace.out, "judges", file))
+    mine = values.from_bytes(storage.read_bytes(made["evaluate"]["values"]))
+    bounds = ("test/bound", "test/sharpened/bound")
+    gaps = {
+        name: paired_gap(measured.values[name], mine[name]) for name in bounds if name in measured.values.keys() & mine
+    }
+    guards = guard_gaps(measured.figures, made["evaluate"]["metrics"]) | gaps
+    return guards.pop("test/bound"), guards
 
 
 def _decide(workspace: Workspace, tracker: Tracker, decision: str, why: str, **facts: int | None) -> dict:

@@ -12,20 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.arguments import entry, parse
-from jobs.workspace import EXPERIMENT, Workspace
+from jobs.workspace import BOUNDED, EXPERIMENT, Workspace
 from pipeline import storage
 from pipeline.config import to_dict
-
-SHARPENED = ("draw", "vae")  # kinds of models whose reconstructions stand beside their images
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """The sharpener's checkpoint and how training ended."""
     arguments = parse(__doc__, argv)
-    if (kind := arguments.config.model.kind) not in SHARPENED:
-        raise ValueError(
-            f"a {kind} does not reconstruct images: only {' and '.join(SHARPENED)} models can be sharpened"
-        )
+    if (kind := arguments.config.model.kind) not in BOUNDED:
+        raise ValueError(f"a {kind} does not reconstruct images: only {' and '.join(BOUNDED)} models can be sharpened")
     workspace = Workspace(arguments.out, arguments.config)
     with workspace.opened():
         if (result := workspace.finished("sharpen")) is not None:

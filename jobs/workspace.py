@@ -18,6 +18,11 @@ from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 EXPERIMENT = "caption-canvas"  # MLflow's experiment, for all runs
 STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
+BOUNDED = (
+    "draw",
+    "vae",
+)  # kinds of models with a bound on log p(image | caption), whose reconstructions can be sharpened
+DRAWLESS = ("captioner", "skipthought")  # kinds of models that draw nothing
 
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {
@@ -72,8 +77,15 @@ class Workspace:
 
     def check_draws(self) -> None:
         """ValueError for a model that draws nothing: its run ends with training."""
-        if (kind := self.config.model.kind) in ("captioner", "skipthought"):
+        if (kind := self.config.model.kind) in DRAWLESS:
             raise ValueError(f"a {kind} draws nothing: its only stages are jobs.shard and jobs.train")
+
+    def left_out(self) -> dict[str, str]:
+        """The stages that the run's system does not have, and why."""
+        kind = self.config.model.kind
+        if kind in DRAWLESS:
+            return dict.fromkeys(STAGES[2:], f"a {kind} draws nothing")
+        return {} if kind in BOUNDED else {"sharpen": f"a {kind} reconstructs no images that could be sharpened"}
 
     def _match_config(self) -> None:
         path, mine = storage.join(self.folder, "config.json"), to_dict(self.config)
@@ -83,7 +95,7 @@ class Workspace:
             if changed := difference(_computed(before), _computed(mine)):
                 raise ValueError(
                     f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
-                    f"choose another --name, or remove {self.folder}"
+                    f"choose another --name or --out, or remove {self.folder}"
                 )
         else:
             storage.publish_text(path, json.dumps(mine, indent=1))

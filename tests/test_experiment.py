@@ -15,7 +15,7 @@ from jobs.workspace import STAGES, Workspace
 
 MADE = {
     "shard": {"digest": "abc"},
-    "train": {"checkpoint_step": 8},
+    "train": {"checkpoint_step": 8, "validation_bound": -2.0},
     "sharpen": {},
     "evaluate": {"metrics": {"test/bound": -3.0}, "table": "| table |"},
     "figures": {"picture": "captions.png"},
@@ -64,6 +64,28 @@ def test_what_is_done_is_skipped_and_what_is_stale_is_made_anew(tmp_path: Path, 
     assert made == [*STAGES, "sharpen", "evaluate", "figures"]
     experiment.main([*words, "--fresh"])
     assert made == [*STAGES, "sharpen", "evaluate", "figures", *STAGES]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages", "metrics"),
+    [
+        ("tiny-lapgan", ["shard", "train", "evaluate", "figures"], {"test/bound": -3.0}),
+        ("tiny-captioner", ["shard", "train"], {"val/bound": -2.0}),
+        ("tiny-skipthought", ["shard", "train"], {"val/bound": -2.0}),
+    ],
+)
+def test_stages_that_a_system_does_not_have_are_left_out_and_said(
+    recipe: str, stages: list[str], metrics: dict, tmp_path: Path, made: list[str], capsys
+) -> None:
+    words = [recipe, "--out", str(tmp_path)]
+    result = experiment.main(words)
+    assert made == stages and result["metrics"] == metrics
+    assert (result["picture"] is None) == ("figures" not in stages)
+    said = capsys.readouterr().out
+    assert [stage for stage in STAGES if f"== {stage}: left out, a {recipe[5:]} " in said] == [
+        stage for stage in STAGES if stage not in stages
+    ]
+    assert experiment.main(words) == result and made == stages
 
 
 def test_a_stage_that_fails_ends_the_run_and_the_next_try_goes_on_there(tmp_path: Path, made: list[str]) -> None:

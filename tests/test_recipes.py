@@ -92,7 +92,7 @@ def test_a_tiny_recipe_learns(name, dataset):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("job", ["experiment", "evaluate", "figures"])
+@pytest.mark.parametrize("job", ["evaluate", "figures"])
 @pytest.mark.parametrize("name", ["tiny-captioner", "tiny-skipthought"])
 def test_a_job_that_needs_drawings_refuses_a_model_that_draws_nothing(name, job, tmp_path):
     with pytest.raises(ValueError, match="draws nothing: its only stages are jobs.shard and jobs.train"):

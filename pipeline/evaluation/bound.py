@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluation.tally import Tally
 from pipeline.models.base import CaptionModel
 from pipeline.sample import Batch
 
@@ -29,13 +28,6 @@ def entropy_floor(images: Tensor) -> Tensor:
 def flat_cost(images: Tensor) -> Tensor:
     """(B,) nats: what an image costs when it is painted in its own mean colour."""
     return bernoulli_cost(images.mean((2, 3), keepdim=True).expand_as(images), images)
-
-
-def measure_bound(
-    model: CaptionModel, batch: Batch, noise: Tensor, sharpener: nn.Module | None = None
-) -> dict[str, Tally]:
-    """Of each of the figures of `image_bounds` the sum over a batch."""
-    return {name: Tally.of(values) for name, values in image_bounds(model, batch, noise, sharpener).items()}
 
 
 @torch.no_grad()

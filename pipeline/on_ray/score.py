@@ -21,12 +21,12 @@ from pipeline import checkpoint, storage
 from pipeline.checkpoint import Origin
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import judge as judges
-from pipeline.evaluation.bound import image_bounds, measure_bound
+from pipeline.evaluation.bound import image_bounds
 from pipeline.evaluation.retrieval import ranks, summary
 from pipeline.evaluation.scores import score_any, score_caption, score_mean, sum_sentences
 from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, vgg_features
 from pipeline.evaluation.ssi import similarity
-from pipeline.evaluation.tally import Tally, merge
+from pipeline.evaluation.tally import Tally
 from pipeline.generate import draw_captions, row_noise
 from pipeline.loading.batching import Sentences
 from pipeline.loading.stream import ordered
@@ -54,6 +54,15 @@ class Order:
     model: str  # checkpoint of the drawing model
     sharpener: str | None  # checkpoint of the sharpener
     settings: EvaluationConfig
+    bounded: bool = True  # whether the model has a bound: of one without, only drawings are measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation gives."""
+
+    figures: dict[str, float]  # means by name, with their uncertainty
+    values: dict[str, np.ndarray]  # what they are means of (evaluation/values.py)
 
 
 class Scorer:
@@ -98,22 +107,13 @@ class Scorer:
 
     # ---- blocks
 
-    def bound(self, split: str, start: int, count: int) -> dict[str, Tally]:
-        """Nats per image of `count` images of a split, each with its first caption."""
-        tallies = []
-        for place, batch in self._batches(split, start, count):
-            tallies.append(
-                measure_bound(self.model, batch, self._noise(range(place, place + len(batch))), self.sharpener)
-            )
-        return merge(tallies)
-
     def bounds(self, split: str, start: int, count: int) -> dict[str, np.ndarray]:
-        """The bounds that `bound` adds up, of each image: (count,) nats by name."""
+        """The bound of each of `count` images of a split with its first caption, and its parts: (count,) nats by name."""
         parts = []
         for place, batch in self._batches(split, start, count):
             noise = self._noise(range(place, place + len(batch)))
             parts.append(image_bounds(self.model, batch, noise, self.sharpener))
-        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0] if name.endswith("bound")}
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def sentences(self, start: int, count: int) -> tuple[int, np.ndarray]:
         """Number and sum of sentence vectors of training captions."""
@@ -150,8 +150,8 @@ class Scorer:
             ]
         )
 
-    def similarity(self, start: int, count: int) -> dict[str, Tally]:
-        """Structural similarity of drawings of test captions to their image, and the same of sharpened drawings."""
+    def similarity(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Structural similarity of drawings of test captions to their image (count, drawings), and of sharpened drawings."""
         images, captions = (part[start : start + count] for part in self.test)
         samples = self.settings.ssi_samples
         rows = range(start * samples, (start + count) * samples)
@@ -161,8 +161,7 @@ class Scorer:
             if drawings is not None:
                 truth = (images / 255).repeat_interleave(samples, 0)
                 values = [similarity(*pair) for pair in zip(drawings.numpy(), truth.numpy(), strict=True)]
-                found[name] = Tally.of(values)
-                found[f"{name}/captions"] = Tally.of(np.reshape(values, (-1, samples)).mean(1))
+                found[name] = np.reshape(values, (-1, samples))
         return found
 
     def drawings(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
@@ -217,8 +216,8 @@ class Scorer:
         return row_noise(self.model.noise_shape, [int(n) for n in numbers], (self.seed, POSTERIOR), self.device)
 
 
-def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float]:
-    """All figures of a model by name, on a Ray that is running. The judge is kept in `judge_file` for the next model."""
+def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
+    """All that is measured of a model, on a Ray that is running. The judge is kept in `judge_file` for the next model."""
     settings, manifest, about = order.settings, load_manifest(order.dataset), description(order.dataset)
     there = {split: sum(record.samples for record in manifest.split(split)) for split in ("train", "test")}
     images = min(settings.images or there["test"], there["test"])
@@ -228,77 +227,92 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> dict[str, float
     groups = caption_groups(about["facts"], settings.judged, settings.seed) if judged and settings.judged else {}
 
     work = {"judge": [Block("judge")]} if judged and judge is None else {}  # first, for it takes longest
+    if order.bounded:
+        work |= {
+            "test": _blocks("bounds", images, settings.batch, "test"),
+            "train": _blocks("bounds", min(images, there["train"]), settings.batch, "train"),
+            "sentences": _blocks("sentences", sentences, 4 * settings.batch),
+        }
     work |= {
-        "test": _blocks("bound", images, settings.batch, "test"),
-        "train": _blocks("bound", min(images, there["train"]), settings.batch, "train"),
-        "sentences": _blocks("sentences", sentences, 4 * settings.batch),
         "ssi": _blocks(
             "similarity", min(settings.ssi_captions, images), max(1, settings.batch // settings.ssi_samples)
         ),
         **{name: _drawing_blocks(captions, settings.batch) for name, captions in groups.items()},
     }
+    values, candidates = {}, 0
     with Pool(partial(Scorer, order), workers=settings.workers, gpu=settings.gpu, log=log) as pool:
-        log(f"evaluate: bounds of {images:,} images, drawings" + (", a judge of digits" if "judge" in work else ""))
+        measures = (f"bounds of {images:,} images, " if order.bounded else "no bound, ") + "drawings"
+        log(f"evaluate: {measures}" + (", a judge of digits" if "judge" in work else ""))
         first = pool.run(work)
         if "judge" in first:
             judge = first["judge"][0]
             storage.publish_bytes(judge_file, judge)
-        log(f"evaluate: captions look for their image among {settings.shortlist}")
-        sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
-        places = _retrieve(pool, settings, images, judge, sentence)
-
-    figures: dict[str, float] = {"test/images": images}
-    for split in ("test", "train"):
-        for name, tally in merge(first[split]).items():
-            figures |= {f"{split}/{name}": tally.mean, f"{split}/{name}_se": tally.error}
-    for name, found in places.items():
-        figures |= {f"retrieval/{name}{key}": value for key, value in found.items()}
-    for name, tally in merge(first["ssi"]).items():
-        if name.endswith("/captions"):  # drawings of one caption are not independent: the error is that over captions
-            figures[f"{name.removesuffix('/captions')}/mean_se"] = tally.error
-        else:
-            figures |= {f"{name}/mean": tally.mean, f"{name}/std": tally.spread}
+        if order.bounded:
+            log(f"evaluate: captions look for their image among {settings.shortlist}")
+            sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
+            places, candidates = _retrieve(pool, settings, images, judge, sentence)
+            values |= {f"retrieval/{way}places": found for way, found in places.items()}
+            values |= _joined(first["test"], "test/") | _joined(first["train"], "train/")
+    values |= _joined(first["ssi"])
+    figures = {"test/images": images, **_means(values), **_rankings(values, candidates, settings.seed)}
     if judge is not None:
-        drawings = {name: first[name] for name in groups}
-        figures |= _judge_drawings(judge, {name: wanted(groups[name], about["facts"]) for name in groups}, drawings)
-    return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
+        asked = {name: wanted(captions, about["facts"]) for name, captions in groups.items()}
+        verdicts, known = _judge_drawings(judge, asked, first)
+        values |= verdicts
+        figures |= known
+    return Measured({name: float(value) for name, value in figures.items() if np.isfinite(value)}, values)
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]], before: str = "") -> dict[str, np.ndarray]:
+    """Arrays of blocks, by name, one after the other; `before` comes before their names."""
+    return {f"{before}{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over images with their standard errors; similarities with their spread over drawings."""
+    figures: dict[str, float] = {}
+    for name, found in values.items():
+        if name.startswith("ssi"):
+            # drawings of one caption are not independent: the error is that over captions
+            each, captions = Tally.of(found), Tally.of(found.mean(1))
+            figures |= {f"{name}/mean": each.mean, f"{name}/std": each.spread, f"{name}/mean_se": captions.error}
+        elif name.startswith(("test/", "train/")):
+            tally = Tally.of(found)
+            figures |= {name: tally.mean, f"{name}_se": tally.error}
+    return figures
+
+
+def _rankings(values: dict[str, np.ndarray], candidates: int, seed: int) -> dict[str, float]:
+    """Figures of every way to rank."""
+    figures = {}
+    for name, places in values.items():
+        if name.startswith("retrieval/"):
+            found = summary(places, candidates, seed=seed)
+            figures |= {f"{name.removesuffix('places')}{key}": value for key, value in found.items()}
+    return figures
 
 
 def _judge_drawings(
-    judge: bytes, groups: dict[str, np.ndarray], drawings: dict[str, list[dict[str, np.ndarray]]]
-) -> dict[str, float]:
-    """Shares of the drawings of each group that show what their captions ask for (n, P), and the judge's own figures."""
+    judge: bytes, groups: dict[str, np.ndarray], drawings: dict[str, list]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Which drawings of each group show what their captions ask for (n, P); their shares, and the judge's own figures."""
     reader, known = judges.from_bytes(judge)
-    figures = {f"judge/{name}": value for name, value in known.items()}
+    values, figures = {}, {f"judge/{name}": value for name, value in known.items()}
     for name, asked in groups.items():
         for kind in drawings[name][0]:
             drawn = np.concatenate([part[kind] for part in drawings[name]])
             for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
-                tally = Tally.of(right)
-                figures |= {
-                    f"drawn/{kind}{name}/{verdict}": tally.mean,
-                    f"drawn/{kind}{name}/{verdict}_se": tally.error,
-                }
-    return figures
-
-
-def bounds_by_image(order: Order, split: str = "test", log: Log = print) -> dict[str, np.ndarray]:
-    """Bounds of the images of a split that `evaluate` measures: (n,) nats by name, in the manifest's order.
-
-    Two models that are measured so see the same images with the same captions and noise, so their figures form pairs.
-    """
-    there = sum(record.samples for record in load_manifest(order.dataset).split(split))
-    blocks = _blocks("bounds", min(order.settings.images or there, there), order.settings.batch, split)
-    with Pool(partial(Scorer, order), workers=order.settings.workers, gpu=order.settings.gpu, log=log) as pool:
-        parts = pool.run({"": blocks})[""]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                tally, name_of = Tally.of(right), f"drawn/{kind}{name}/{verdict}"
+                values[name_of] = right
+                figures |= {name_of: tally.mean, f"{name_of}_se": tally.error}
+    return values, figures
 
 
 def _retrieve(
     pool: Pool, settings: EvaluationConfig, images: int, judge: bytes | None, sentence: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Rank the candidates of every query: by the ratio to the mean sentence (the paper), by p(x | y) alone ("plain/"), and by
-    the ratio to the mean over training captions ("any/")."""
+) -> tuple[dict[str, np.ndarray], int]:
+    """Places (Q, 2) of the true image among the candidates of every query, and how many there are: by the ratio to the mean
+    sentence (the paper), by p(x | y) alone ("plain/"), and by the ratio to the mean over training captions ("any/")."""
     queries = np.arange(min(settings.queries or images, images))
     looks = pool.run({"features": _blocks("features", images, 4 * settings.batch, after=(judge,))})["features"]
     captions = [caption for _, part in looks for caption in part]
@@ -318,7 +332,7 @@ def _retrieve(
     if "any" in found:
         ways["any/"] = own - found["any"][place]
     truth = np.zeros(len(queries), np.int64)
-    return {name: summary(ranks(way, truth), candidates.shape[1], seed=settings.seed) for name, way in ways.items()}
+    return {name: ranks(way, truth) for name, way in ways.items()}, candidates.shape[1]
 
 
 def read_split(manifest: Manifest, split: str, limit: int = 0) -> tuple[Tensor, list[str]]:

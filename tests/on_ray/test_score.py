@@ -17,6 +17,8 @@ import torch
 from pipeline import checkpoint, storage
 from pipeline.checkpoint import Origin
 from pipeline.evaluation import judge as judges
+from pipeline.evaluation.retrieval import found_within
+from pipeline.evaluation.values import to_bytes
 from pipeline.models.build import build_model
 from pipeline.on_ray.pool import TRIES, Block, Pool
 from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, read_split, regions, wanted
@@ -24,7 +26,7 @@ from pipeline.recipes import find_recipe
 from pipeline.sample import Batch
 from pipeline.shards.manifest import VOCABULARY, description, load_manifest
 from pipeline.text.vocabulary import Vocabulary
-from pipeline.training.adversarial import sharpener_state
+from pipeline.training.adversarial import lapgan_state, sharpener_state
 from pipeline.training.optim import make_optimizer
 from pipeline.training.state import TrainState
 
@@ -118,7 +120,7 @@ def test_the_bounds_are_those_of_one_process_in_one_go(order: Order, measured: t
     batch = Batch(images / 255, words, keep, ("",) * len(images))
     with torch.no_grad():
         terms, _ = model.reconstruct(batch, scorer._noise(range(len(images))))
-    figures = measured[0]
+    figures = measured[0].figures
     assert figures["test/images"] == len(images) == 24
     assert figures["test/bound"] == pytest.approx(float(terms.bound.double().mean()), rel=1e-5)
     assert figures["test/kl"] == pytest.approx(float(terms["kl"].double().mean()), rel=1e-5)
@@ -127,7 +129,7 @@ def test_the_bounds_are_those_of_one_process_in_one_go(order: Order, measured: t
 
 
 def test_all_that_is_promised_is_measured(measured: tuple) -> None:
-    figures = measured[0]
+    figures = measured[0].figures
     for name in ("bound", "kl", "recon", "floor", "flat", "sharpened/bound"):
         assert {f"test/{name}", f"test/{name}_se", f"train/{name}"} <= set(figures)
     for way in ("", "plain/", "any/"):
@@ -142,23 +144,50 @@ def test_all_that_is_promised_is_measured(measured: tuple) -> None:
 
 
 def test_the_figures_do_not_depend_on_the_number_of_workers(order: Order, measured: tuple) -> None:
-    figures, judge = measured
+    once, judge = measured
     two = replace(order, settings=replace(order.settings, workers=2))
-    assert evaluate(two, str(judge), log=lambda line: None) == figures
+    again = evaluate(two, str(judge), log=lambda line: None)
+    assert again.figures == once.figures
+    assert to_bytes(again.values) == to_bytes(once.values)
+
+
+def test_every_mean_is_one_of_the_values_that_are_kept(measured: tuple) -> None:
+    figures, values = measured[0].figures, measured[0].values
+    assert {name: len(value) for name, value in values.items() if name.endswith("bound")} == {
+        f"{split}/{name}bound": 24 for split in ("test", "train") for name in ("", "sharpened/")
+    }
+    for name in ("test/bound", "test/sharpened/bound", "train/kl", "drawn/two_digits/held_out/number"):
+        assert figures[name] == pytest.approx(values[name].mean())
+    assert values["ssi"].shape == (2, 2) and figures["ssi/sharpened/mean"] == values["ssi/sharpened"].mean()
+    for way in ("", "plain/", "any/"):
+        places = values[f"retrieval/{way}places"]
+        assert places.shape == (4, 2)
+        assert figures[f"retrieval/{way}r_at_1"] == pytest.approx(found_within(places, 1).mean())
+
+
+def test_of_a_system_without_a_bound_its_drawings_are_measured(order: Order, measured: tuple, tmp_path: Path) -> None:
+    recipe, vocabulary = find_recipe("tiny-lapgan"), Scorer(order).vocabulary
+    state = lapgan_state(build_model(recipe.model, len(vocabulary), 60, 1), recipe.train)
+    drawing = checkpoint.save(str(tmp_path), state, Origin(recipe, vocabulary, 60, 1))
+    lapgan = replace(order, model=drawing, sharpener=None, bounded=False)
+    found = evaluate(lapgan, str(measured[1]), log=lambda line: None)
+    assert not [name for name in found.figures if name.startswith(("train/", "retrieval/")) or "bound" in name]
+    drawn = {name for name in measured[0].values if name.startswith(("drawn/", "ssi"))}
+    assert set(found.values) == {name for name in drawn if "sharpened" not in name}
 
 
 def test_a_kept_judge_is_used_and_a_damaged_one_is_trained_anew(order: Order, measured: tuple, tmp_path: Path) -> None:
-    figures, judge = measured
+    once, judge = measured
     reader, _ = judges.from_bytes(judge.read_bytes())
     mine = tmp_path / "judge.safetensors"
     mine.write_bytes(judges.to_bytes(reader, {"accuracy": 0.125}))
     bare = replace(order, sharpener=None)
-    again = evaluate(bare, str(mine), log=lambda line: None)
+    figures, again = once.figures, evaluate(bare, str(mine), log=lambda line: None).figures
     assert again["judge/accuracy"] == 0.125
     assert again["test/bound"] == figures["test/bound"] and "test/sharpened/bound" not in again
     mine.write_bytes(b"half a judge")
     lines: list[str] = []
-    assert evaluate(bare, str(mine), lines.append)["judge/accuracy"] == figures["judge/accuracy"]
+    assert evaluate(bare, str(mine), lines.append).figures["judge/accuracy"] == figures["judge/accuracy"]
     assert any("not a judge" in line for line in lines) and mine.read_bytes() == judge.read_bytes()
 
 
