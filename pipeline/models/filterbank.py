@@ -91,9 +91,12 @@ def join_channels(*patches: Tensor) -> Tensor:
 
 
 def write_patch(patch: Tensor, window: Window, channels: int) -> Tensor:
-    """1/gamma F_y^T patch F_x for each channel: (B, N * C * N) -> (B, S, C, S)."""
+    """1/gamma F_y^T patch F_x for each channel: (B, N * C * N) -> (B, S, C, S).
+
+    The patch may be a slice of a far larger tensor, all of which would be kept for the derivative: so it is copied.
+    """
     batch, count, side = window.columns.shape
-    patch = (patch / window.intensity).view(batch, count * channels, count)
+    patch = (patch.contiguous() / window.intensity).view(batch, count * channels, count)
     spread = torch.bmm(patch, window.columns).view(batch, count, channels * side)  # (B, N, C*S)
     return torch.bmm(window.rows.transpose(1, 2), spread).view(batch, side, channels, side)
 
