@@ -13,6 +13,7 @@ from pipeline.loading.neighbours import ordered_neighbours, stream_neighbours
 from pipeline.loading.stream import ordered, stream
 from pipeline.models.build import build_model
 from pipeline.models.lapgan import Lapgan
+from pipeline.on_ray.effort import Effort
 from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group, tell
 from pipeline.on_ray.sentences import prepare_sentences, sentences_for
 from pipeline.sample import Manifest
@@ -33,7 +34,7 @@ READERS = defaultdict(lambda: (stream, ordered), skipthought=(stream_neighbours,
 def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = tell) -> dict:
     """Train the config's model on the data set, in the stage's folder, from its latest checkpoint on.
 
-    tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step and its speed.
+    tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step, its speed and cost.
     """
     prepare_sentences(config, dataset, tracking, train, say)
     order = {"config": to_dict(config), "dataset": dataset, "folder": folder, "tracking": tracking}
@@ -51,6 +52,7 @@ def train_worker(order: dict) -> dict | None:
     origin = Origin(config, vocabulary, manifest.size, manifest.channels)
     folder = storage.join(order["folder"], CHECKPOINTS)
     state = start(origin, folder, ranks, say)
+    effort = Effort(order["folder"], state.step, ranks)
     read, read_in_order = READERS[config.model.kind]
     shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": sentences_for(config, manifest.folder)}
     batches = read(
@@ -78,6 +80,7 @@ def train_worker(order: dict) -> dict | None:
     def save(state: TrainState, bound: float | None) -> None:
         if ranks.first:
             checkpoint.save(folder, state, origin, bound=bound, say=say)
+        effort.keep()
 
     with contextlib.closing(batches), first_rank_log(order, ranks) as log:
         stop = StopRequest(order["stop"], ranks.first)
@@ -86,7 +89,13 @@ def train_worker(order: dict) -> dict | None:
             outcome = fit_adversarial(state, lapgan.generators, batches, pyramids_of(lapgan), config.train, **around)
         else:
             outcome = fit(state, batches, config.train, validate=validate, **around)
-    return {"reason": outcome.reason, "step": outcome.step, "images_per_s": round(outcome.images_per_s, 1)}
+    return {
+        "reason": outcome.reason,
+        "step": outcome.step,
+        "images_per_s": round(outcome.images_per_s, 1),
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        **{name: round(spent, 1) for name, spent in effort.spent.items()},
+    }
 
 
 def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:
