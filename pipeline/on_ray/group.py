@@ -33,12 +33,14 @@ Say = Callable[[str], None]
 CHECKPOINTS = "checkpoints"  # folder of a stage's checkpoints, below the stage's
 STOP, BOOKKEEPING = "stop", "ray"  # beside them: the request to stop, and what Ray Train writes for itself
 LOOK_EVERY_S, ASK_EVERY_S = 0.5, 2.0  # between looks for the request, and questions about the machines
-STARTS = 3  # groups that could not be started in time before we give up: there is no room for them
+# How long a group waits for its places, and how often it is tried before we give up: there is no room for it. Places may come
+# with machines that take minutes to join. An elastic group takes fewer instead: it must ask again soon, because what it
+# believes to be there may be a machine that has just gone (Ray counts them every 20 s, and those that are taken away too).
+PATIENCE_S, STARTS = 300, 3
+ELASTIC_PATIENCE_S, ELASTIC_STARTS = 30, 30
 
-# Of Ray Train. A group that is being started on a busy or growing cluster may take minutes; the end of a group is
-# noticed by polling, every 2 s unless told otherwise; and workers' prints would come twice.
+# Of Ray Train. The end of a group is noticed by polling, every 2 s unless told otherwise; workers' prints would come twice.
 SETTINGS = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
@@ -81,7 +83,8 @@ def run_group(
     and goes on from the latest checkpoint, up to `config.retries` times without a new one. An error that would come again is
     raised as it is. SIGTERM to this process asks the workers to save and end; then so does this process, by SystemExit.
     """
-    for name, value in SETTINGS.items():
+    patience = ELASTIC_PATIENCE_S if config.min_workers else PATIENCE_S
+    for name, value in (SETTINGS | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience)}).items():
         os.environ.setdefault(name, value)
     stop, kept, failures = storage.join(folder, STOP), _steps(folder), 0
     storage.delete(stop)
@@ -177,7 +180,9 @@ def _attempt(work: Callable[[dict], dict | None], order: dict, config: TrainConf
             name=f"attempt-{uuid.uuid4().hex[:12]}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=STARTS),
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=ELASTIC_STARTS if config.min_workers else STARTS
+            ),
         ),
     )
     try:
