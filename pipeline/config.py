@@ -32,6 +32,7 @@ _RULES = {
     "steps": "at least 1 step",
     "read_size": "a window has at least 1 pixel a side",
     "write_size": "a window has at least 1 pixel a side",
+    "own": "an even number from 0 to below twice model.language",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
     "lanes": "the lanes divide among the workers: a multiple of workers",
@@ -110,6 +111,8 @@ class DrawConfig:
     """G, width of the generative LSTM."""
     language: int = 128
     """Width of the caption LSTM in each direction."""
+    own: int = 0
+    """Of the 2 x language numbers of a word's state, those that know the word alone; 0: all know the caption (the paper)."""
     align: int = 512
     """Width of the alignment's hidden layer."""
     sentence: int = 4800
@@ -120,7 +123,13 @@ class DrawConfig:
     """Initial weights: paper = N(0, 0.01) everywhere, biases 0; scaled = Xavier, narrow centred windows, words at scale 1."""
 
     def __post_init__(self) -> None:
-        _check(self, steps=self.steps >= 1, read_size=self.read_size >= 1, write_size=self.write_size >= 1)
+        _check(
+            self,
+            steps=self.steps >= 1,
+            read_size=self.read_size >= 1,
+            write_size=self.write_size >= 1,
+            own=self.own % 2 == 0 and 0 <= self.own < 2 * self.language,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

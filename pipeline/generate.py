@@ -66,11 +66,9 @@ def draw_captions(
         caption = words[chosen].to(device), keep[chosen].to(device)
         sentence = None if sentences is None else sentences[chosen].to(device)
         noise = row_noise(model.noise_shape, rows[start : start + batch], (seed, PRIOR), device)
-        drawn = model.sample(*caption, sentence, noise)
+        drawn = model.sample(*caption, sentence, noise, steps)
         if sharpener is not None:
             drawn.sharpened = sharpener(drawn.images, model.describe(*caption, sentence))
-        if not steps:
-            drawn.canvases = None
         parts.append(drawn)
     return Generated(
         images=_joined([part.images for part in parts], 0),

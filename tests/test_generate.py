@@ -26,10 +26,13 @@ class Echo(CaptionModel):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
+    def sample(
+        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+    ) -> Generated:
         total = (words * keep).sum(1).float() + (0 if sentence is None else sentence.sum(1))
         images = torch.cat((noise.flatten(1), total[:, None]), 1).reshape(-1, 1, 1, 7)
-        return Generated(images, torch.stack((images, 2 * images)), torch.ones(2, *words.shape))
+        canvases = torch.stack((images, 2 * images)) if steps else None
+        return Generated(images, canvases, torch.ones(2, *words.shape))
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
         return keep.sum(1, keepdim=True).float()

@@ -27,8 +27,13 @@ class CaptionModel(nn.Module):
         """The same sample's terms and its image mean (B, C, H, W) in [0, 1]: what the sharpener refines for its bound."""
         raise NotImplementedError
 
-    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
-        """words, keep (B, N), sentence (B, S) or None, noise (B, *noise_shape) -> drawings from the prior."""
+    def sample(
+        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+    ) -> Generated:
+        """words, keep (B, N), sentence (B, S) or None, noise (B, *noise_shape) -> drawings from the prior.
+
+        steps: with the canvas after each step, from a model that draws in steps.
+        """
         raise NotImplementedError
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:

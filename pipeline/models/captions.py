@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.models.lstm import LSTMCell
 
@@ -20,18 +21,23 @@ class WordStates(nn.Module):
     No embedding layer: a word picks its row of a (vocabulary x 4L) matrix of gate inputs, one matrix a direction
     (1-of-K times a matrix in the paper). One learned initial state serves both directions; cells start at 0.
 
+    own: how many of a state's 2L numbers are a vector of the word alone, instead of LSTM states; they leave the LSTMs less
+    width to carry the rest of the caption in. Not in the paper, where it is 0; the recipes mnist_composing says what for.
+
     Choice: the backward direction reads each caption from its own last word to its first. The authors' code reverses the
     order of the batch there instead of the order of the words (paper.md 1.3).
     """
 
-    def __init__(self, vocabulary: int, width: int):
+    def __init__(self, vocabulary: int, width: int, own: int = 0):
         super().__init__()
+        self.width = 2 * width
+        width -= own // 2
         self.forward_words = nn.Embedding(vocabulary, 4 * width)
         self.backward_words = nn.Embedding(vocabulary, 4 * width)
+        self.own_words = nn.Embedding(vocabulary, own) if own else None
         self.forward_cell = LSTMCell(width)
         self.backward_cell = LSTMCell(width)
         self.start = nn.Parameter(torch.zeros(width))
-        self.width = 2 * width
 
     def forward(self, words: Tensor, keep: Tensor) -> Tensor:
         """words (B, N) ids, keep (B, N) bool, words first and padding after them -> states (B, N, M), 0 on padding."""
@@ -39,7 +45,8 @@ class WordStates(nn.Module):
         ahead = self._run(self.forward_cell, self.forward_words(words))
         behind = self._run(self.backward_cell, self.backward_words(words.gather(1, back)))
         behind = behind.gather(1, back[..., None].expand_as(behind))  # each state back to its own word
-        return torch.cat((ahead, behind), dim=2) * keep[..., None]
+        states = (ahead, behind) if self.own_words is None else (ahead, behind, self.own_words(words))
+        return torch.cat(states, dim=2) * keep[..., None]
 
     def _run(self, cell: LSTMCell, gates: Tensor) -> Tensor:
         """gate inputs (B, N, 4L) -> states (B, N, L), from the first to the last."""
@@ -79,9 +86,42 @@ class Align(nn.Module):
 
         `projected` does not depend on the step, so the caller computes it once.
         """
-        energy = self.v(torch.tanh(projected + query[:, None])).squeeze(2)  # (B, N)
+        energy = _Energy.apply(projected, query, self.v.weight[0])  # (B, N)
         alpha = energy.masked_fill(~keep, -torch.inf).softmax(dim=1)
         return torch.bmm(alpha[:, None], states).squeeze(1), alpha
+
+
+class _Energy(torch.autograd.Function):
+    """(B, N, A), (B, A), (A,) -> v . tanh(projected + query) (B, N), with a derivative of its own.
+
+    The tanh of all words is the largest tensor of a drawing step. It is made a few captions at a time, which a CPU's cache
+    holds, and made again for the derivative instead of kept for all steps.
+    """
+
+    @staticmethod
+    def forward(ctx, projected: Tensor, query: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(projected, query, v)
+        parts = _captions_at_a_time(projected)
+        return torch.cat([(p + q[:, None]).tanh_() @ v for p, q in zip(projected.split(parts), query.split(parts))])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        projected, query, v = ctx.saved_tensors
+        for_projected, for_query, for_v = torch.empty_like(projected), torch.empty_like(query), torch.zeros_like(v)
+        tensors = (projected, query, gradient, for_projected, for_query)
+        for p, q, g, for_p, for_q in zip(*(tensor.split(_captions_at_a_time(projected)) for tensor in tensors)):
+            hidden = (p + q[:, None]).tanh_()
+            for_v.addmv_(hidden.flatten(0, 1).t(), g.flatten())
+            torch.mul(g[..., None], v, out=for_p)
+            for_p.addcmul_(for_p, hidden.square_(), value=-1)
+            torch.sum(for_p, 1, out=for_q)
+        return for_projected, for_query, for_v
+
+
+def _captions_at_a_time(projected: Tensor) -> int:
+    """As many as have 512 KiB of float32 numbers, on a CPU."""
+    return len(projected) if projected.is_cuda else max(1, (1 << 17) // projected[0].numel())
 
 
 def mean_of_words(states: Tensor, keep: Tensor) -> Tensor:

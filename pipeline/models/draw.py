@@ -104,7 +104,7 @@ class DrawModel(CaptionModel):
         elif config.caption == "skipthought":
             self.language, sentence = None, config.sentence
         else:
-            self.language = WordStates(vocabulary, config.language)
+            self.language = WordStates(vocabulary, config.language, config.own)
             sentence = self.language.width
         self.sentence_width = sentence
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
@@ -114,7 +114,8 @@ class DrawModel(CaptionModel):
         self.encoder_patch = nn.Linear(2 * channels * config.read_size**2, 4 * encoder, bias=False)
         self.encoder_generator = nn.Linear(generator, 4 * encoder, bias=False)
         self.posterior = nn.Linear(encoder, 2 * config.latent)  # mean, log variance
-        self.prior = nn.Linear(generator, 2 * config.latent)  # mean, log standard deviation, before tanh
+        # mean, log standard deviation, before tanh; that of the only step is N(0, I)
+        self.prior = nn.Linear(generator, 2 * config.latent) if config.steps > 1 else None
         self.generator = LSTMCell(generator)
         self.generator_latent = nn.Linear(config.latent, 4 * generator, bias=False)
         self.generator_sentence = nn.Linear(sentence, 4 * generator, bias=False)
@@ -156,7 +157,7 @@ class DrawModel(CaptionModel):
         hidden, memory = advance(gates, drawing.memory)
         views = weights.look(hidden)
         window = make_window(views.write_window, self.config.write_size, self.size)
-        canvas = drawing.canvas + write_patch(views.patch, window, self.channels)
+        canvas = write_patch(drawing.canvas, views.patch, window)
         return Drawing(canvas, hidden, memory, views, drawing.encoder, alpha)
 
     # ---- the two ways to run them
@@ -183,8 +184,10 @@ class DrawModel(CaptionModel):
     def terms(self, batch: Batch, noise: Tensor) -> Terms:
         return self.reconstruct(batch, noise)[0]
 
-    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
-        """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, canvases (T, B, C, H, W), alignments."""
+    def sample(
+        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+    ) -> Generated:
+        """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, alignments, with `steps` also canvases."""
         caption, weights = self._caption(words, keep, sentence), self._weights(infer=False)
         drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
@@ -193,10 +196,13 @@ class DrawModel(CaptionModel):
                 mean, log_std = self.prior_of(drawing.views.prior)
                 latent = mean + log_std.exp() * latent
             drawing = self.step(drawing, latent, caption, weights)
-            canvases.append(drawing.canvas)
+            canvases += [drawing.canvas] if steps else []
             alphas.append(drawing.alpha)
-        shown = from_rows(torch.sigmoid(torch.stack(canvases)))
-        return Generated(shown[-1], shown, None if alphas[0] is None else torch.stack(alphas))
+        return Generated(
+            images=from_rows(torch.sigmoid(drawing.canvas)),
+            canvases=from_rows(torch.sigmoid(torch.stack(canvases))) if steps else None,
+            alignments=None if alphas[0] is None else torch.stack(alphas),
+        )
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
         """(B, S): the given sentence vector, else the mean of the word states; without captions 0.

@@ -90,15 +90,16 @@ def join_channels(*patches: Tensor) -> Tensor:
     return torch.cat(patches, dim=2).flatten(1)
 
 
-def write_patch(patch: Tensor, window: Window, channels: int) -> Tensor:
-    """1/gamma F_y^T patch F_x for each channel: (B, N * C * N) -> (B, S, C, S).
+def write_patch(canvas: Tensor, patch: Tensor, window: Window) -> Tensor:
+    """canvas + 1/gamma F_y^T patch F_x for each channel: (B, S, C, S), (B, N * C * N) -> (B, S, C, S).
 
     The patch may be a slice of a far larger tensor, all of which would be kept for the derivative: so it is copied.
     """
-    batch, count, side = window.columns.shape
+    batch, side, channels, _ = canvas.shape
+    count = window.columns.shape[1]
     patch = (patch.contiguous() / window.intensity).view(batch, count * channels, count)
     spread = torch.bmm(patch, window.columns).view(batch, count, channels * side)  # (B, N, C*S)
-    return torch.bmm(window.rows.transpose(1, 2), spread).view(batch, side, channels, side)
+    return torch.baddbmm(canvas.flatten(2), window.rows.transpose(1, 2), spread).view(batch, side, channels, side)
 
 
 def to_rows(image: Tensor) -> Tensor:

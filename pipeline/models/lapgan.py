@@ -182,7 +182,9 @@ class Lapgan(CaptionModel):
             levels.append(LevelDiscriminator(self.channels, side, width, config.maps))
         return levels
 
-    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
+    def sample(
+        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+    ) -> Generated:
         """noise (B, all levels') -> drawings. Images are clipped between levels: that is what the next one was trained on."""
         vector = self.describe(words, keep, sentence)
         shapes = [level.noise_shape for level in self.generators]

@@ -72,7 +72,9 @@ class VaeModel(CaptionModel):
     def terms(self, batch: Batch, noise: Tensor) -> Terms:
         return self.reconstruct(batch, noise)[0]
 
-    def sample(self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor) -> Generated:
+    def sample(
+        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+    ) -> Generated:
         """z from the prior is the noise (B, Z) itself; drawings are means, as the paper shows them."""
         return Generated(self.decode(noise, self.describe(words, keep, sentence)))
 

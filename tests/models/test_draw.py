@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import DrawConfig
+from pipeline.models import captions
 from pipeline.models.base import noise_rows
 from pipeline.models.build import build_model
 from pipeline.recipes import find_recipe
@@ -181,7 +182,7 @@ def test_generation_runs_the_same_step_with_latents_from_the_prior(config, chann
     batch = captioned_images(channels, sentence=config.sentence if config.caption == "skipthought" else 0)
     noise = noise_rows(model.noise_shape, 3, (2,)).double()
     with torch.no_grad():
-        drawn = model.sample(batch.words, batch.keep, batch.sentence, noise)
+        drawn = model.sample(batch.words, batch.keep, batch.sentence, noise, steps=True)
         caption, weights = model._caption(batch.words, batch.keep, batch.sentence), model._weights(infer=True)
         drawing = model._blank(3, weights)
         for t in range(config.steps):
@@ -193,6 +194,7 @@ def test_generation_runs_the_same_step_with_latents_from_the_prior(config, chann
     assert drawn.canvases.shape == (config.steps, 3, channels, 7, 7)
     torch.testing.assert_close(drawn.images, torch.sigmoid(drawing.canvas).transpose(1, 2))
     torch.testing.assert_close(drawn.images, drawn.canvases[-1])
+    assert model.sample(batch.words, batch.keep, batch.sentence, noise).canvases is None
 
 
 def test_a_caption_in_a_batch_of_mixed_lengths_gets_the_same_result_as_alone():
@@ -209,6 +211,31 @@ def test_a_caption_in_a_batch_of_mixed_lengths_gets_the_same_result_as_alone():
         torch.testing.assert_close(model.terms(alone, noise[row : row + 1]).total, together.total[row : row + 1])
         single = model.sample(alone.words, alone.keep, None, noise[row : row + 1])
         torch.testing.assert_close(single.images, drawn.images[row : row + 1])
+
+
+def test_the_own_numbers_of_a_word_state_know_nothing_of_the_other_words():
+    states = captions.WordStates(9, 4, own=6)
+    keep = torch.ones(1, 3, dtype=torch.bool)
+    one, other = (states(torch.tensor([words]), keep) for words in ([2, 3, 4], [5, 3, 7]))
+    assert one.shape == (1, 3, 8)
+    assert one[0, 1, 2:].equal(other[0, 1, 2:])
+    assert one[0, 1, 2:].equal(states.own_words.weight[3])
+    assert (one[0, 1, :2] != other[0, 1, :2]).all()
+
+
+def test_energies_and_their_gradients_do_not_depend_on_how_many_captions_are_taken_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(6)
+    shapes = ((7, 5, 4), (7, 4), (4,))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.double, requires_grad=True) for shape in shapes]
+    plain = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    (torch.tanh(plain[0] + plain[1][:, None]) @ plain[2]).sin().sum().backward()
+    for most in (1, 3, 7):
+        monkeypatch.setattr(captions, "_captions_at_a_time", lambda projected, most=most: most)
+        for tensor in inputs:
+            tensor.grad = None
+        captions._Energy.apply(*inputs).sin().sum().backward()
+        for ours, theirs in zip(inputs, plain):
+            torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 def test_alignments_sum_to_one_and_are_zero_on_padding():
