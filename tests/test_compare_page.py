@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs import figures
 from jobs.arguments import parse
 from jobs.compare_page import build_page, command_of, names_of
 from jobs.workspace import Workspace
@@ -182,6 +183,24 @@ def test_the_word_that_lights_up_is_the_one_that_the_step_attends_to(browser, tm
     page, _ = opened(browser, tmp_path / "film.html", reduced_motion="reduce")
     assert page.evaluate("document.getAnimations().length") == 0
     assert page.evaluate("getComputedStyle(document.querySelector('.film')).objectPosition").startswith("100%")
+    page.close()
+
+
+def test_a_single_run_gets_a_page_too_with_the_table_of_its_evaluation(browser, tmp_path: Path, dataset: str) -> None:
+    workspace = trained(tmp_path, find_recipe("tiny-aligndraw"), dataset)
+    words = ["tiny-aligndraw", "--out", str(tmp_path)]
+    alone = figures.main(words)
+    assert alone["page"] == f"{workspace.folder}/figures/index.html"
+    headings = "[...document.querySelectorAll('h2')].map(h => h.innerText)"
+    page, troubles = opened(browser, Path(alone["page"]))
+    assert troubles == [] and page.title() == "What tiny-aligndraw draws"
+    assert page.evaluate(headings)[:3] == ["What was run", "Drawn from captions", "How a drawing comes about"]
+    page.close()
+    assert figures.main(words) == alone, "made once"
+    storage.delete(f"{workspace.folder}/figures")
+    workspace.finish("evaluate", {"table": "| on the test split | drawn |\n| --- | ---: |\n| bound | -3.0 ± 0.1 |"})
+    page, _ = opened(browser, Path(figures.main(words)["page"]))
+    assert page.evaluate(headings)[2] == "The figures" and "-3.0\u00a0±\u00a00.1" in page.inner_text("#s2 td.right")
     page.close()
 
 

@@ -102,6 +102,24 @@ def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_pat
     assert kept == [{"loss": 1.0}, {"loss": 2.0}]
 
 
+def test_the_history_counts_the_seconds_of_work_and_not_those_between_two_processes(tmp_path: Path) -> None:
+    hour = 3_600_000  # ms
+    records = [
+        {"run": "a", "time": hour},
+        {"status": "RUNNING", "time": hour + 5_000},
+        {"metrics": {"train/bound": -9.0, "train/kl": 1.0}, "step": 2, "time": hour + 15_000},
+        {"metrics": {"train/bound": -8.0}, "step": 4, "time": hour + 25_500},  # killed here
+        {"status": "RUNNING", "time": 9 * hour},
+        {"tags": {"a": "b"}, "time": 9 * hour + 500},
+        {"metrics": {"train/bound": -7.0}, "step": 6, "time": 9 * hour + 4_500},
+    ]
+    lines = [json.dumps(record) for record in records]
+    (tmp_path / JOURNAL).write_text("\n".join([*lines[:4], '{"metrics": {"trai', *lines[4:]]) + "\n")
+    found = tracking.history(tmp_path)
+    assert found == {"train/bound": [(2, 10.0, -9.0), (4, 20.5, -8.0), (6, 25.0, -7.0)], "train/kl": [(2, 10.0, 1.0)]}
+    assert tracking.history(tmp_path / "nowhere") == {}
+
+
 def test_a_run_arrives_with_its_parent_parameters_metrics_tags_and_artifacts(tmp_path: Path, mlflow_server) -> None:
     uri = mlflow_server.uri
     (tmp_path / "pictures" / "deep").mkdir(parents=True)

@@ -37,7 +37,7 @@ def curves(series: Sequence[Curve], across: str, up: str, dark: bool = False) ->
         axes = figure.add_subplot()
         for curve, colour in zip(series, (ON_DARK if dark else COLOURS) * len(series), strict=False):
             x, y = thinned(np.array(curve.train, float).reshape(-1, 2)).T
-            axes.plot(x, y, color=colour, lw=1.4, label=curve.name, alpha=0.9)
+            axes.plot(x, y, color=colour, lw=1.4, label=curve.name, alpha=0.9, marker="." if len(x) == 1 else None)
             if curve.validation:
                 axes.plot(*zip(*curve.validation, strict=True), "o--", color=colour, ms=4, lw=0.8)
         axes.set_ylim(*window([y for curve in series for _, y in (*curve.train, *curve.validation)]))

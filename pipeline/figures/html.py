@@ -12,6 +12,7 @@ import base64
 import hashlib
 import html
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -305,10 +306,16 @@ def _tile(tile: Tile) -> str:
 
 def _row(tag: str, cells: Sequence[str], right: Sequence[bool]) -> str:
     places = (
-        f"<{tag}{' class=right' if stands else ''}>{text(cell)}</{tag}>"
+        f"<{tag} class=right>{text(_together(cell))}</{tag}>" if stands else f"<{tag}>{text(cell)}</{tag}>"
         for cell, stands in zip(cells, right, strict=False)
     )
     return f"<tr>{''.join(places)}</tr>"
+
+
+def _together(cell: str) -> str:
+    """A figure that breaks into lines only between value, interval and chance level."""
+    cell = cell.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+    return re.sub(r"\([^()]*\)", lambda found: found[0].replace(" ", "\u00a0"), cell)
 
 
 def _share(share: float) -> str:

@@ -53,6 +53,7 @@ pre{background:var(--well);border-radius:6px;padding:.9rem 1rem;font:.84rem/1.6 
 .nany .tiles{grid-template-columns:repeat(auto-fill,minmax(6.4rem,1fr))}
 .above{--least:24rem;gap:1.1rem 1.75rem}
 .above .tiles{max-width:calc(var(--tiles)*8.5rem)}
+.above.nany{--least:100%}
 .above.nany .tiles{max-width:none}
 .above+.above{border-top:1px solid var(--line);padding-top:1.3rem;margin-top:1.3rem}
 .films{grid-template-columns:repeat(2,minmax(0,1fr))}
