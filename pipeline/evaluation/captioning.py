@@ -50,6 +50,11 @@ def draw_distractors(captions: Sequence[str], count: int, seed: int) -> list[lis
     return drawn
 
 
+def offer(captions: Sequence[str], count: int, seed: int) -> list[list[str]]:
+    """For each caption itself and after it its distractors."""
+    return [[true, *others] for true, others in zip(captions, draw_distractors(captions, count, seed), strict=True)]
+
+
 @torch.no_grad()
 def score_captions(
     captioner: Captioner, vocabulary: Dictionary, images: Tensor, captions: Sequence[Sequence[str]]
@@ -63,21 +68,15 @@ def score_captions(
     return np.stack(rows)
 
 
-def score_true_captions(
+def score_offered(
     captioner: Captioner,
     vocabulary: Dictionary,
     images: Tensor,
-    captions: Sequence[str],
+    offered: Sequence[Sequence[str]],
     mean_image: Tensor,
-    *,
-    distractors: int = 99,
-    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """images (n, C, H, W), the caption of each, a mean image (C, H, W) -> log p(caption | image) and its ratio to the mean
-    image's, (n, 1 + distractors) each, nats; the true caption comes first."""
-    offered = [
-        [true, *others] for true, others in zip(captions, draw_distractors(captions, distractors, seed), strict=True)
-    ]
+    """images (n, C, H, W), m captions for each of them, a mean image (C, H, W) -> log p(caption | image) and its ratio to the
+    mean image's, (n, m) each, nats."""
     plain = score_captions(captioner, vocabulary, images, offered)
     texts = sorted({text for texts in offered for text in texts})
     parts = [texts[start : start + 100] for start in range(0, len(texts), 100)]

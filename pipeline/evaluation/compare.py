@@ -1,8 +1,9 @@
-"""Champion or challenger: whether a newly trained model is better than the one in use, and no worse in anything.
+"""Two models side by side: by how much they differ, and whether that is more than noise.
 
-It comes after evaluation and decides about the registry. Both models were measured on the same held-out images with the same
-noise, so their bounds are compared image by image: what makes an image hard for both cancels, and a small gain shows.
-Plain numbers in, a decision and its reason out.
+It comes after evaluation. Both models were measured on the same held-out images with the same noise, so they are compared
+image by image and query by query: what makes an image hard for both cancels, and a small gain shows. jobs.compare prints the
+differences of systems; jobs.retrain decides by them whether a newly trained model (the challenger) is better than the one in
+use (the champion), and no worse in anything. Plain numbers in, gaps or a decision and its reason out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.evaluation.retrieval import figures_of, resamples
 from pipeline.evaluation.tally import Tally
+from pipeline.evaluation.values import Values
 
 # Two-sided 95 %, by the normal distribution. Choice: no correction for a few images, hundreds are meant to be held out.
 DEVIATIONS = 1.96
@@ -31,7 +34,7 @@ GUARDS = (
 
 @dataclass(frozen=True)
 class Gap:
-    """Challenger minus champion, with the ends of its 95 % interval."""
+    """One model minus another (challenger minus champion), with the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -44,12 +47,45 @@ class Gap:
 def paired_gap(champion: np.ndarray, challenger: np.ndarray) -> Gap:
     """Values of the same images (n,) under both -> the mean difference; its interval is infinite for one image."""
     if champion.shape != challenger.shape or not len(champion):
-        raise ValueError(
-            f"{len(challenger)} values of the challenger for {len(champion)} of the champion: same images?"
-        )
+        raise ValueError(f"{len(challenger)} values of one model for {len(champion)} of the other: same images?")
     tally = Tally.of(challenger - champion)
     half = DEVIATIONS * tally.error if tally.count > 1 else math.inf
     return Gap(tally.mean, tally.mean - half, tally.mean + half)
+
+
+def ranking_gaps(
+    first: np.ndarray, other: np.ndarray, candidates: int, *, seed: int = 0, draws: int = 1_000
+) -> dict[str, Gap]:
+    """Places (Q, 2) of the true image for the same queries under both -> differences of R@k and of the median rank.
+
+    Intervals are of a bootstrap that draws the same queries for both. Choice: of medians it is the difference that is taken,
+    as it stands between two rows of a table, not the median of the differences.
+    """
+    if first.shape != other.shape:
+        raise ValueError(f"{len(other)} queries of one system, {len(first)} of the other: same captions?")
+    (names, measure), (_, measure_other) = figures_of(first, candidates), figures_of(other, candidates)
+    drawn = [measure_other(chosen) - measure(chosen) for chosen in resamples(len(first), seed, draws)]
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    mean = measure_other(slice(None)) - measure(slice(None))
+    return {name: Gap(*map(float, ends)) for name, *ends in zip(names, mean, low, high, strict=True)}
+
+
+def value_gaps(first: Values, other: Values, candidates: int, seed: int = 0) -> dict[str, Gap]:
+    """Of two evaluations with equal settings on one data set: the differences of all that both measured, other minus first.
+
+    Bounds by image, rankings by query, similarities by caption, the judge's verdicts by drawing.
+    """
+    gaps = {}
+    for name in sorted(first.keys() & other.keys()):
+        mine, theirs = first[name], other[name]
+        if name.endswith("/places"):
+            found = ranking_gaps(mine, theirs, candidates, seed=seed)
+            gaps |= {f"{name.removesuffix('places')}{figure}": gap for figure, gap in found.items()}
+        elif name.startswith("ssi"):
+            gaps[f"{name}/mean"] = paired_gap(mine.mean(1), theirs.mean(1))
+        elif name.endswith("bound") or name.startswith("drawn/"):
+            gaps[name] = paired_gap(mine.astype(float), theirs.astype(float))
+    return gaps
 
 
 def gap_of(champion: Mapping[str, float], challenger: Mapping[str, float], name: str) -> Gap:

@@ -1,4 +1,4 @@
-"""The figures of a run as a table that a person reads, and of several runs side by side.
+"""The figures of a run as a table that a person reads; tables.py has those of several systems.
 
 Figures come by name, as they go to MLflow (test/bound, drawn/one_digit/seen/right, ...). A figure that a system does not have,
 such as the bound of a purely adversarial one, is a dash.
@@ -69,15 +69,6 @@ def run_table(figures: Figures) -> str:
             label = row.label.format(candidates=round(figures.get("retrieval/candidates", 0)))
             cells = [_printed(figures, name, row.form) for name in (row.figure, row.sharpened)]
             lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
-
-
-def systems_table(systems: Mapping[str, Figures], columns: Mapping[str, tuple[str, str]]) -> str:
-    """A row a system; columns: heading -> (figure, form), e.g. {"R@1": ("retrieval/r_at_1", "%")}."""
-    lines = ["| system | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name, figures in systems.items():
-        cells = [_printed(figures, figure, form) for figure, form in columns.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ that gives all candidates the same score gets exactly the chance level, wherever
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 CUTS = (1, 5, 10, 50)
@@ -25,8 +27,8 @@ def found_within(places: np.ndarray, k: int) -> np.ndarray:
     return np.clip((k - higher) / (same + 1), 0, 1)
 
 
-def summary(places: np.ndarray, candidates: int, *, seed: int = 0, draws: int = 1_000) -> dict[str, float]:
-    """R@k and median rank with 95 % bootstrap intervals over queries (`_low`, `_high`), and what chance gives.
+def figures_of(places: np.ndarray, candidates: int) -> tuple[list[str], Callable[[np.ndarray | slice], np.ndarray]]:
+    """Names of the figures, R@k and median rank, and a function that gives them for chosen queries.
 
     A cut of at least as many as there are candidates says nothing and is left out.
     """
@@ -34,16 +36,25 @@ def summary(places: np.ndarray, candidates: int, *, seed: int = 0, draws: int = 
     within = np.stack([found_within(places, k) for k in cuts], axis=1)  # (Q, cuts)
     middle = places[:, 0] + places[:, 1] / 2 + 1  # (Q,)
 
-    def measured(chosen: np.ndarray | slice) -> list[float]:
-        return [*within[chosen].mean(0), float(np.median(middle[chosen]))]
+    def measure(chosen: np.ndarray | slice) -> np.ndarray:
+        return np.array([*within[chosen].mean(0), np.median(middle[chosen])])
 
+    return [*(f"r_at_{k}" for k in cuts), "median_rank"], measure
+
+
+def resamples(queries: int, seed: int, draws: int) -> list[np.ndarray]:
+    """The queries of every bootstrap sample: the same for all systems."""
     generator = np.random.default_rng(seed)
-    drawn = [measured(generator.integers(len(places), size=len(places))) for _ in range(draws)]
-    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
-    chance = [*(k / candidates for k in cuts), (candidates + 1) / 2]
+    return [generator.integers(queries, size=queries) for _ in range(draws)]
+
+
+def summary(places: np.ndarray, candidates: int, *, seed: int = 0, draws: int = 1_000) -> dict[str, float]:
+    """R@k and median rank with 95 % bootstrap intervals over queries (`_low`, `_high`), and what chance gives."""
+    names, measure = figures_of(places, candidates)
+    low, high = np.quantile([measure(chosen) for chosen in resamples(len(places), seed, draws)], (0.025, 0.975), axis=0)
+    chance = [*(k / candidates for k in CUTS if k < candidates), (candidates + 1) / 2]
     found: dict[str, float] = {"queries": len(places), "candidates": candidates}
-    names = [*(f"r_at_{k}" for k in cuts), "median_rank"]
-    for i, (name, value) in enumerate(zip(names, measured(slice(None)), strict=True)):
+    for i, (name, value) in enumerate(zip(names, measure(slice(None)), strict=True)):
         found |= {
             name: float(value),
             f"{name}_low": float(low[i]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.report import run_table, systems_table
+from pipeline.evaluation.report import run_table
 
 FIGURES = {
     "test/bound": -440.26,
@@ -29,14 +29,3 @@ def test_a_run_is_a_table_of_what_was_measured() -> None:
     assert any("first of 100" in line and "| 28 % (23 to 34), chance 1 % | - |" in line for line in lines)
     assert not any("two digits" in line for line in lines)
     assert {line.count("|") for line in lines} == {4}
-
-
-def test_systems_stand_side_by_side_and_one_without_a_bound_has_a_dash() -> None:
-    columns = {"bound": ("test/bound", "{:.1f}"), "SSI": ("ssi/mean", "{:.3f}")}
-    table = systems_table({"alignDRAW": FIGURES, "LAPGAN": {"ssi/mean": 0.08}}, columns)
-    assert table.splitlines() == [
-        "| system | bound | SSI |",
-        "| --- | ---: | ---: |",
-        "| alignDRAW | -440.3 ± 5.1 | 0.707 ± 0.016 |",
-        "| LAPGAN | - | 0.080 |",
-    ]
