@@ -154,15 +154,16 @@ def free_port() -> int:
 class MlflowServer:
     """A real MLflow server on loopback in a process group of its own, to be killed and started again at will."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, database: str = "", workers: int = 1) -> None:
+        self.folder, self.workers = folder, workers
+        self.database = database or f"sqlite:///{folder}/mlflow.db"
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
 
     def start(self) -> MlflowServer:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", str(self.workers), "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--backend-store-uri", self.database]
         command += ["--artifacts-destination", f"{self.folder}/artifacts"]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with open(self.folder / "server.log", "ab") as log:

@@ -167,7 +167,7 @@ def test_direct_dependencies_and_the_constraints_agree() -> None:
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if line and not line.startswith("#")
     )
-    named = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    named = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
     for requirement in named:
         name, version = re.match(r"([\w.-]+)(?:\[.*\])?==(.+)", requirement.lower()).groups()
         assert constraints[name.replace("_", "-")] == version, requirement
