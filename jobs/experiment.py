@@ -73,22 +73,26 @@ def _remove(workspace: Workspace) -> None:
 
 def _summary(workspace: Workspace, results: dict[str, dict], tracker: Tracker) -> dict:
     """Print the table and where to look; the job's result."""
-    metrics, picture = _figures(results), results.get("figures", {}).get("picture")
+    metrics, shown = _figures(results), results.get("figures", {})
+    picture, page = shown.get("picture"), shown.get("page")
     tracker.tags({"data": results["shard"]["digest"]})
     tracker.metrics(metrics, results["train"]["checkpoint_step"])
-    if picture is not None:
-        tracker.artifact(picture)
+    for made in filter(None, (picture, page)):
+        tracker.artifact(made)
     tracker.flush()
     if "evaluate" in results:
         print(f"\n{results['evaluate']['table']}\n")
     if picture is not None:
         print(f"Picture  {picture}")
+    if page is not None:
+        print(f"Page     {page}")
     if tracker.url:
         print(f"MLflow   {tracker.url}")
     return {
         "run": workspace.config.name,
         "folder": workspace.folder,
         "picture": picture,
+        "page": page,
         "mlflow_run_id": tracker.run_id,
         "mlflow": tracker.url,
         "metrics": metrics,

@@ -18,7 +18,7 @@ MADE = {
     "train": {"checkpoint_step": 8, "validation_bound": -2.0},
     "sharpen": {},
     "evaluate": {"metrics": {"test/bound": -3.0}, "table": "| table |"},
-    "figures": {"picture": "captions.png"},
+    "figures": {"picture": "captions.png", "page": "index.html"},
 }
 
 
@@ -55,7 +55,8 @@ def test_what_is_done_is_skipped_and_what_is_stale_is_made_anew(tmp_path: Path, 
     result = experiment.main(words)
     assert made == list(STAGES)
     assert result["metrics"] == {"test/bound": -3.0} and result["picture"] == "captions.png"
-    assert "| table |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| table |" in said and "Picture  captions.png\nPage     index.html\n" in said
     assert experiment.main(words) == result
     assert made == list(STAGES)
     assert capsys.readouterr().out.count("done before") == 5
