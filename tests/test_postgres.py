@@ -100,8 +100,9 @@ def mlflow_server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) 
     server.kill()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_database_that_is_restarted_under_two_writing_runs_loses_and_repeats_nothing(
-    tmp_path: Path, mlflow_server: MlflowServer, postgres: Postgres, quick: None, capsys
+    tmp_path: Path, mlflow_server: MlflowServer, postgres: Postgres, capsys
 ) -> None:
     uri = mlflow_server.uri
     folders = {name: tmp_path / name / "train" for name in ("one", "two")}
