@@ -12,8 +12,7 @@ def connect() -> None:
 
     ConnectionError when there is no Ray at the address.
     """
-    alone = {}
-    if "RAY_ADDRESS" not in os.environ:
-        alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    # with its dashboard, on loopback too: Ray Train asks it whether the controller lives, and complains where it is not
+    alone = {} if "RAY_ADDRESS" in os.environ else {"_node_ip_address": "127.0.0.1"}
     if not ray.is_initialized():
         ray.init(logging_level="WARNING", **alone)
