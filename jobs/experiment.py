@@ -11,7 +11,6 @@ Interrupted, it goes on where it was when it is started again. In MLflow it is o
 from __future__ import annotations
 
 import importlib
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,20 +28,19 @@ class ExperimentArguments(Arguments):
     """Start over: first remove what an earlier run of this name made. Shards stay, they depend on their source alone."""
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
+def main(argv: Sequence[str] | Arguments | None = None) -> dict:
     """Runs what is missing of the stages; where everything is, and the numbers of the evaluation."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = parse(__doc__, words, ExperimentArguments)
+    arguments = parse(__doc__, argv, ExperimentArguments)
     workspace = Workspace(arguments.out, arguments.config)
     if arguments.fresh:
         _remove(workspace)
     with workspace.opened(), workspace.tracker(PARENT) as tracker:
         tracker.params(to_dict(arguments.config))
-        stages = _run(workspace, [word for word in words if word != "--fresh"])
+        stages = _run(workspace, Arguments(config=arguments.config, data=arguments.data, out=arguments.out))
         return _summary(workspace, stages, tracker)
 
 
-def _run(workspace: Workspace, words: list[str]) -> dict[str, dict]:
+def _run(workspace: Workspace, given: Arguments) -> dict[str, dict]:
     """Every stage's result: the one that is there, or one made now, and then all after it, which were made from others."""
     results, made, left_out = {}, False, workspace.left_out()
     for stage in STAGES:
@@ -56,7 +54,7 @@ def _run(workspace: Workspace, words: list[str]) -> dict[str, dict]:
                 storage.delete(workspace.stage(stage))
             print(f"== {stage}", flush=True)
             began, made = time.monotonic(), True
-            result = importlib.import_module(f"jobs.{stage}").main(words)
+            result = importlib.import_module(f"jobs.{stage}").main(given)
             print(f"== {stage}: done in {time.monotonic() - began:.0f} s", flush=True)
         results[stage] = result
     return results

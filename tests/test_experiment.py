@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import experiment
-from jobs.arguments import parse
+from jobs.arguments import Arguments, parse
 from jobs.workspace import STAGES, Workspace
 
 MADE = {
@@ -28,8 +28,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def stage(name: str):
-        def main(words: list[str]) -> dict:
-            arguments = parse("python -m jobs.train", words)
+        def main(arguments: Arguments) -> dict:
             if (arguments.data or "").endswith(f"/broken-{name}"):
                 raise ValueError(f"{name} has no paint")
             names.append(name)
@@ -124,9 +123,12 @@ def test_a_run_that_another_process_works_on_is_neither_entered_nor_emptied(
 
 
 def test_every_stage_for_real_is_one_run_with_nested_runs(
-    tmp_path: Path, ray_cluster: str, mlflow_server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ray_environment: dict, ray_cluster: str, mlflow_server, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    """And no secret of its surroundings is printed or kept: by us, by MLflow or by Ray."""
+    secrets = ["planted-password", "planted-key"]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secrets[1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri.replace("//", f"//user:{secrets[0]}@"))
     words = ["tiny-aligndraw", "--out", str(tmp_path), "--name", "for-real"]
     result = experiment.main(words)
     again = experiment.main(words)
@@ -152,3 +154,10 @@ def test_every_stage_for_real_is_one_run_with_nested_runs(
     params = {param["key"]: param["value"] for param in train["data"]["params"]}
     assert params["train.steps"] == "8" and params["model.kind"] == "draw" and params["dataset.size"] == "60"
     assert any("bound" in name for name in metrics)
+
+    said, folders = capsys.readouterr(), (tmp_path, mlflow_server.folder, Path(ray_environment["HOME"], "r"))
+    kept = [path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(kept) > 100 and result["mlflow"].startswith(mlflow_server.uri)
+    for secret in secrets:
+        assert secret not in said.out + said.err
+        assert not any(secret.encode() in content for content in kept)

@@ -155,7 +155,7 @@ class Scorer:
         images, captions = (part[start : start + count] for part in self.test)
         samples = self.settings.ssi_samples
         rows = range(start * samples, (start + count) * samples)
-        drawn = self._draw(captions, samples, rows)
+        drawn = self.draw(captions, samples, rows)
         found = {}
         for name, drawings in (("ssi", drawn.images), ("ssi/sharpened", drawn.sharpened)):
             if drawings is not None:
@@ -166,7 +166,7 @@ class Scorer:
 
     def drawings(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Drawings of captions (n, C, H, W) uint8, as drawn and sharpened."""
-        drawn = self._draw(captions, 1, rows)
+        drawn = self.draw(captions, 1, rows)
         found = {"": drawn.images, "sharpened/": drawn.sharpened}
         return {name: (images * 255).round().byte().numpy() for name, images in found.items() if images is not None}
 
@@ -203,7 +203,7 @@ class Scorer:
     def _sentences(self, captions: Sequence[str]) -> Tensor | None:
         return None if self.vectors is None else torch.from_numpy(np.array(self.vectors(list(captions)), np.float32))
 
-    def _draw(self, captions: Sequence[str], each: int, rows: Sequence[int]) -> Generated:
+    def draw(self, captions: Sequence[str], each: int, rows: Sequence[int]) -> Generated:
         sentences = self._sentences(captions)
         settings = {"rows": rows, "sentences": sentences, "batch": self.settings.batch}
         return draw_captions(self.model, self.vocabulary, captions, self.seed, self.sharpener, each, **settings)
