@@ -51,7 +51,7 @@ class RMSprop(Optimizer):
         rows, g = parameter.grad.indices()[0], parameter.grad.values()
         if (
             "seen" not in state
-        ):  # the last step that saw each row: a float, exact up to 2^24, as loading makes it one anyway
+        ):  # the last step that saw each row: a float, as loading would make it one; exact up to 2^24
             state["steps"], state["seen"] = 0, parameter.new_zeros(len(parameter))
         state["steps"] += 1
         passed = state["steps"] - state["seen"][rows]
