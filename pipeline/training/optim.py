@@ -49,9 +49,7 @@ class RMSprop(Optimizer):
 
     def _update_rows(self, parameter: nn.Parameter, state: dict, lr: float, decay: float, epsilon: float, **_) -> None:
         rows, g = parameter.grad.indices()[0], parameter.grad.values()
-        if (
-            "seen" not in state
-        ):  # the last step that saw each row: a float, as loading would make it one; exact up to 2^24
+        if "seen" not in state:  # the last step that saw each row; loading makes floats of them, exact up to 2^24
             state["steps"], state["seen"] = 0, parameter.new_zeros(len(parameter))
         state["steps"] += 1
         passed = state["steps"] - state["seen"][rows]
