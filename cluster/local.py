@@ -243,9 +243,10 @@ def _token(state: Path) -> dict[str, str]:
 
 
 def _fresh_temporary_folder(state: Path) -> Path:
-    """An empty folder for Ray's session; `.local/ray` points to it.
+    """An empty folder for Ray's session, in one that `.local/ray` points to.
 
-    It is in the system's temporary folder because Ray makes sockets in it, whose paths have at most 107 bytes.
+    It is in the system's temporary folder because Ray makes sockets in it, whose paths have at most 107 bytes. Ray opens its
+    folder to everybody, and writes jobs' environments into its logs: the folder around it is for this user alone.
     """
     link = state / "ray"
     if link.is_symlink():
@@ -253,7 +254,7 @@ def _fresh_temporary_folder(state: Path) -> Path:
         link.unlink()
     folder = Path(tempfile.mkdtemp(prefix="canvas-", dir="/tmp"))
     link.symlink_to(folder)
-    return folder
+    return folder / "r"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
     python -m jobs.submit experiment digits-demo --out out
     python -m jobs.submit --no-wait train mnist-aligndraw --data data/mnist --out out --train.steps 200
 
-It runs `ray job submit` (the command is printed) and adds what that leaves open: the environment a job needs is passed
+It runs `ray job submit` (the command is printed, with *** for what may be secret) and adds what that leaves open: the environment a job needs is passed
 explicitly, relative paths are meant from here when the cluster is this machine, a cluster that cannot be reached is one
 line, the log is followed to the job's end also when its connection breaks, and the exit code is the job's own instead of
 1 for any failure.
@@ -22,6 +22,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -29,7 +30,7 @@ import urllib.request
 from pathlib import Path
 
 from cluster import local
-from pipeline.tracking import git_commit
+from pipeline.tracking import git_commit, shown
 
 AWAY_S = 60  # a job server that is restarted is back by then
 JOBS = sorted(
@@ -44,13 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     surroundings = {**local.environment(), **os.environ}
     address = reachable(surroundings)
     submission = options.id or f"{options.job}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    runtime = {"env_vars": environment(surroundings, address, options.env)}
+    variables = environment(surroundings, address, options.env)
     command = ["ray", "job", "submit", "--no-wait", "--submission-id", submission, "--working-dir", str(local.ROOT)]
-    command += ["--runtime-env-json", json.dumps(runtime)]
-    command += ["--", "python", "-m", f"jobs.{options.job}", *options.arguments]
-    print(shlex.join(command), flush=True)
+    entry = ["--", "python", "-m", f"jobs.{options.job}", *options.arguments]
+    visible = {name: "***" if name in options.env else shown(value) for name, value in variables.items()}
+    print(shlex.join([*command, "--runtime-env-json", json.dumps({"env_vars": visible}), *entry]), flush=True)
     command[0] = str(Path(sys.executable).with_name("ray"))
-    accepted = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # whoever is on this machine can read a command line
+        file.write(json.dumps({"env_vars": variables}))
+        file.flush()
+        command += ["--runtime-env", file.name, *entry]
+        accepted = subprocess.run(
+            command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     if accepted.returncode:
         raise ValueError(f"Ray at {address} did not accept the job: {accepted.stdout.strip()[-1000:]}")
     if options.no_wait:

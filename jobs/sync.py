@@ -31,10 +31,12 @@ def main(argv: list[str] | None = None) -> dict:
     try:
         counts = {name: tracking.sync(storage.join(folder, name), uri) for name in runs}
     except tracking.unavailable() as error:
-        raise ValueError(f"MLflow at {uri} does not take records ({tracking.brief(error)}); nothing is lost") from None
+        raise ValueError(
+            f"MLflow at {tracking.shown(uri)} does not take records ({tracking.brief(error)}); nothing is lost"
+        ) from None
     for name, count in counts.items():
         print(f"{name}: {count} records sent" if count else f"{name}: all records were there")
-    return {"uri": uri, "records": sum(counts.values())}
+    return {"uri": tracking.shown(uri), "records": sum(counts.values())}
 
 
 if __name__ == "__main__":

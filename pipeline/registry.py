@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.checkpoint import META, SAFE, Checkpoint, export
-from pipeline.tracking import CLIENT, brief, unavailable
+from pipeline.tracking import CLIENT, brief, shown, unavailable
 
 CHAMPION, PREVIOUS = "champion", "previous"
 ABOUT = "version.json"
@@ -196,7 +196,7 @@ class Registry:
         try:
             yield
         except unavailable() as error:
-            raise OSError(f"the registry at {self.uri} refuses or does not answer: {brief(error)}") from error
+            raise OSError(f"the registry at {shown(self.uri)} refuses or does not answer: {brief(error)}") from error
 
 
 def names(uri: str) -> list[str]:

@@ -50,6 +50,8 @@ def resolve(path: str | Path) -> tuple[fs.FileSystem, str]:
     scheme, _, rest = text.partition("://")
     if scheme not in ("s3", "gs"):
         raise ValueError(f"cannot open {text}: paths are local, s3:// or gs://")
+    if "@" in rest.split("/")[0]:  # not shown: it would be kept wherever the path is
+        raise ValueError(f"a {scheme}:// path takes no user and no key: they come from the environment")
     return _remote_filesystem(f"{scheme}://{rest.split('/')[0]}"), rest
 
 

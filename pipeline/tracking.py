@@ -55,6 +55,11 @@ def tracking_uri() -> str | None:
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
+def shown(text: str) -> str:
+    """A text as it may be printed or kept: addresses in it without user and password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+
+
 def git_commit() -> str:
     """The code's commit: what the submitter said (an uploaded folder has no .git), or this folder's; else 'unknown'."""
     if named := os.environ.get("CANVAS_COMMIT"):
@@ -133,7 +138,7 @@ class Tracker:
             self._thread.join(CLOSE_S)
             if left := self._journal.unsent():
                 _say(
-                    f"MLflow at {self._uri} did not take {left} records of {self._journal.folder}: they are kept in its "
+                    f"MLflow at {shown(self._uri)} did not take {left} records of {self._journal.folder}: they are kept in its "
                     f"{JOURNAL}, and sent by the next stage or by python -m jobs.sync"
                 )
         self._journal.close()
@@ -158,11 +163,13 @@ class Tracker:
                     sync(_above(self._journal.folder), self._uri, but=self._journal.folder)
                     siblings = False
                 if self._down:
-                    _say(f"MLflow at {self._uri} is back: {count} records sent")
+                    _say(f"MLflow at {shown(self._uri)} is back: {count} records sent")
                 wait, self._down = SEND_EVERY_S, False
             except unavailable() as error:
                 if not self._down:
-                    _say(f"MLflow at {self._uri} does not take records ({brief(error)}): they are kept and sent later")
+                    _say(
+                        f"MLflow at {shown(self._uri)} does not take records ({brief(error)}): they are kept and sent later"
+                    )
                 wait, self._down = min(max(2 * wait, SEND_EVERY_S), RETRY_AT_MOST_EVERY_S), True
             if last:
                 return
@@ -341,7 +348,7 @@ class Sender:
             tags = {"stage": head["stage"], **({"mlflow.parentRunId": parent} if parent else {})}
             name = head["stage"] if parent else head["name"]
             run = self._find_or_create(experiment, head["run"], name, tags)
-        return {"uri": self._uri, "run_id": run, "experiment_id": experiment, "parent_id": parent}
+        return {"uri": shown(self._uri), "run_id": run, "experiment_id": experiment, "parent_id": parent}
 
     def _find_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -487,7 +494,7 @@ def unavailable() -> tuple[type[Exception], ...]:
 
 def brief(error: Exception) -> str:
     """The cause in a few words: MLflow quotes whole chains of urllib3 errors."""
-    text = " ".join(str(error).split())
+    text = shown(" ".join(str(error).split()))
     if named := re.search(r"Connection refused|[Tt]imed out|Name or service not known|Invalid Host header", text):
         return named[0].lower()
     return text[:160]

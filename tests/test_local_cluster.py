@@ -169,6 +169,46 @@ def test_a_submission_id_is_taken_once(state: Path) -> None:
     assert again.returncode == 2 and "once-only" in again.stderr
 
 
+def test_no_secret_is_printed_logged_kept_or_uploaded(state: Path, tmp_path: Path) -> None:
+    """Secrets in the environment, in MLflow's address and in files beside the code, and a job that is told one of them."""
+    planted = {name: f"planted-{name}" for name in ("environment", "address", "file", "told")}
+    copy = tmp_path / "copy"
+    for name in ("pipeline", "jobs", "cluster"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in (".env", "key.pem", "credentials.json", "jobs/.env.local"):
+        (copy / name).write_text(planted["file"])
+    changes = {
+        "PYTHONPATH": str(copy),
+        "AWS_SECRET_ACCESS_KEY": planted["environment"],
+        "TOLD": planted["told"],
+        "MLFLOW_TRACKING_URI": local.address("mlflow", state).replace("//", f"//user:{planted['address']}@"),
+    }
+    out = tmp_path / "out"
+    done = submit(state, "--env", "TOLD", "shard", "tiny-aligndraw", "--out", str(out), **changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "***" in done.stdout and local.address("mlflow", state) in done.stdout
+    sent = json.loads((out / "runs" / "tiny-aligndraw" / "shard" / "tracking.sent.json").read_text())
+    assert sent["uri"] == local.address("mlflow", state)  # it was reached, by user and password
+    failed = submit(state, "--env", "TOLD", "sync", "--out", str(tmp_path / "nowhere"), **changes)
+    secrets = [*planted.values(), (state / "token").read_text()]
+    said = done.stdout + done.stderr + failed.stdout + failed.stderr
+    assert [secret for secret in secrets if secret in said] == []
+    # Ray writes what a job is told into this log; `--env` says that whoever may use the cluster can read it
+    session = (state / "ray").resolve()
+    assert found(secrets, out, state, session) <= {"token", "runtime_env_agent.log"}
+    assert found([planted["environment"], planted["file"], secrets[-1]], out, session) == set()
+    assert session.stat().st_mode & 0o777 == 0o700
+
+
+def found(secrets: list[str], *folders: Path) -> set[str]:
+    """The names of files that hold one of the secrets."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 50
+    return {path.name for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)}
+
+
 def test_two_starts_at_once_start_one_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, started = tmp_path / ".local", []
     monkeypatch.setattr(local, "_start", lambda name, state: started.append(name))

@@ -177,3 +177,9 @@ def test_giving_up_on_a_lock_is_up_to_the_caller(tmp_path: Path) -> None:
             storage.locked(tmp_path / "lock", refuse),
         ):
             pass
+
+
+def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValueError, match="takes no user and no key") as refused:
+        storage.exists("s3://AKIA:planted@bucket/out")
+    assert "planted" not in str(refused.value)
