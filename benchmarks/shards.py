@@ -2,26 +2,29 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.shards --mnist DATA/mnist --coco DATA/coco [--shards 20] [--tasks 100000]
 
-Seen on 2 cores of a Xeon in November 2026 while other work kept ten processes waiting for them, so wall time, and with it
-the scaling from one process to two, says nothing here: run it on a quiet machine for those. Samples per CPU second:
+Seen on 2 quiet cores of a Xeon, 2026-11-22, medians of 7. Samples per CPU second (the last two rows: of wall time, with the
+start of a shard and the disk in it):
 
                                              MNIST captions 60x60x1    COCO photographs to 32x32x3
-    floor: source alone (draw, or decode)                    99,000                            490
-    floor: sha256 alone                                     220,000                        321,000
-    floor: write files alone                                540,000                        256,000
-    png, json and tar in memory                              92,000                        102,000
-    write_shard without the source                           54,000
-    write_shard, source to closed tar                        32,000 (40,000 at best)            480
+    floor: source alone (draw, or decode)                   119,700                            547
+    floor: sha256 alone                                     213,700                        365,700
+    floor: write files alone                                670,000                        204,200
+    png, json and tar in memory                             104,300                        115,400
+    write_shard without the source                           63,400                         23,400
+    write_shard, source to closed tar                        42,700                            537
+    write_shard, 1 process, wall                             32,100                            479
+    write_shard, 2 processes, wall                           60,100 (1.88 times)               932 (1.95 times)
 
-A sample of MNIST captions takes 25 us at best: 8 to draw, 8 for PNG, JSON and headers (2 of them are the checksums that PNG
-demands), 3 for sha256, 2 to 4 to hand 5.6 KB to the kernel, the rest for the record. Compressed pixels would save half
+A sample of MNIST captions takes 23 us: 8 to draw, 8 for PNG, JSON and headers (2 of them are the checksums that PNG
+demands), 3 to 5 for sha256, 2 to hand 5.6 KB to the kernel, the rest for the record. Compressed pixels would save half
 of what depends on bytes and cost 25 us more.
 
                                   32x32x3   60x60x1
-    floor: read files and sha256  259,000   254,000
-    read_shard                     41,500    39,600
-    read_shard, verify=False       52,200    45,500
-    WebDataset + cv2.imdecode      16,800    14,800
+    floor: read files and sha256  298,500   285,500
+    read_shard                     58,800    56,700
+    read_shard, verify=False       69,600    68,000
+    WebDataset + cv2.imdecode      19,000    18,500
+    read_shard, 2 processes: 2.05 and 1.97 times the samples of one
 
 Memory of a process that writes and reads 5 shards of 512 samples, 32x32x3: 77 MiB; 50 shards: 77 MiB. A dry run of the
 driver over 100,000 shards: 470 tasks/s, 172 MiB before and 196 MiB at most. What the driver does itself takes a shard of
