@@ -121,6 +121,27 @@ def coco_aligndraw() -> RunConfig:
     )
 
 
+# ---- composition: drawing digits at places where training never showed them (README, "What makes it compose")
+
+
+@recipe
+def digits_composing() -> RunConfig:
+    """The demo's data. A word's state has 112 numbers of its own and 16 for the rest of its caption; larger LSTMs, longer."""
+    base = digits_demo()
+    model = replace(base.model, own=112, encoder=192, generator=192)
+    return replace(base, name="digits-composing", model=model, train=replace(base.train, steps=8_000))
+
+
+@recipe
+def mnist_composing() -> RunConfig:
+    """digits-composing on real MNIST digits, and half as long again."""
+    base = digits_composing()
+    dataset = replace(base.dataset, source="mnist", train=100_000, val=10_000, test=10_000)
+    evaluation = replace(base.evaluation, images=1_000, judge_steps=8_000)
+    train = replace(base.train, steps=12_000)
+    return replace(base, name="mnist-composing", dataset=dataset, train=train, evaluation=evaluation)
+
+
 # ---- the other systems of the paper: the same data, and what differs
 
 
