@@ -227,7 +227,7 @@ def _match(comparison: Comparison) -> None:
     if not storage.exists(path):
         storage.make_folder(comparison.folder)
         storage.publish_text(path, json.dumps(mine, indent=1))
-    elif (before := json.loads(storage.read_text(path))) != mine:
+    elif list((before := json.loads(storage.read_text(path))).items()) != list(mine.items()):
         raise ValueError(
             f"comparison {comparison.name} exists in {comparison.out}, of {', '.join(before)} with other fields or in another "
             f"order: choose another --name, or remove {comparison.folder}"

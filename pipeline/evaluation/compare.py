@@ -78,7 +78,7 @@ def value_gaps(first: Values, other: Values, candidates: int, seed: int = 0) -> 
     gaps = {}
     for name in sorted(first.keys() & other.keys()):
         mine, theirs = first[name], other[name]
-        if name.endswith("/places"):
+        if name.startswith("retrieval/"):
             found = ranking_gaps(mine, theirs, candidates, seed=seed)
             gaps |= {f"{name.removesuffix('places')}{figure}": gap for figure, gap in found.items()}
         elif name.startswith("ssi"):

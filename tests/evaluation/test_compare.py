@@ -125,6 +125,7 @@ VALUES = {
     "retrieval/places": rankings(4),
     "ssi": np.array([[0.1, 0.3], [0.5, 0.7]]),
     "drawn/one_digit/seen/right": np.array([True, False, True, True]),
+    "drawn/one_digit/seen/places": np.array([True, True, True, True]),
 }
 
 
@@ -135,6 +136,7 @@ def test_a_system_and_itself_differ_by_exactly_nothing() -> None:
         *(f"retrieval/{name}" for name in ("r_at_1", "r_at_5", "r_at_10", "median_rank")),
         "ssi/mean",
         "drawn/one_digit/seen/right",
+        "drawn/one_digit/seen/places",
     }
     assert {(gap.mean, gap.low, gap.high) for gap in gaps.values()} == {(0.0, 0.0, 0.0)}
 
