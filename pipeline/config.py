@@ -113,6 +113,8 @@ class DrawConfig:
     """Width of the caption LSTM in each direction."""
     own: int = 0
     """Of the 2 x language numbers of a word's state, those that know the word alone; 0: all know the caption (the paper)."""
+    reverse: Literal["words", "batch"] = "words"
+    """What the backward caption LSTM reverses: a caption's words, or, by a slip of the authors' code, the batch's captions."""
     align: int = 512
     """Width of the alignment's hidden layer."""
     sentence: int = 4800

@@ -152,6 +152,27 @@ def coco_noaligndraw() -> RunConfig:
 
 
 @recipe
+def coco_aligndraw_batch_reversed() -> RunConfig:
+    """alignDRAW on COCO 32x32 with the authors' slip: their backward LSTM reads another caption of the batch."""
+    base = coco_aligndraw()
+    return replace(base, name="coco-aligndraw-batch-reversed", model=replace(base.model, reverse="batch"))
+
+
+@recipe
+def coco_aligndraw_t8() -> RunConfig:
+    """alignDRAW on COCO 32x32 with 8 steps of drawing in the place of 32."""
+    base = coco_aligndraw()
+    return replace(base, name="coco-aligndraw-t8", model=replace(base.model, steps=8))
+
+
+@recipe
+def coco_aligndraw_t16() -> RunConfig:
+    """alignDRAW on COCO 32x32 with 16 steps of drawing in the place of 32."""
+    base = coco_aligndraw()
+    return replace(base, name="coco-aligndraw-t16", model=replace(base.model, steps=16))
+
+
+@recipe
 def coco_skipthoughtdraw() -> RunConfig:
     """skipthoughtDRAW on COCO 32x32, with vectors of an encoder that is trained on the captions first (coco-skipthought).
 
@@ -300,6 +321,13 @@ def flickr_aligndraw() -> RunConfig:
         sharpen=SharpenConfig(steps=150, batch=50, maps=16, optimizer="adam", lr=1e-3, content=0.2, save_every=50),
         evaluation=EvaluationConfig(ssi_captions=100, ssi_samples=10, judged=0, workers=2),
     )
+
+
+@recipe
+def flickr_aligndraw_batch_reversed() -> RunConfig:
+    """alignDRAW on Flickr8k with the authors' slip (coco_aligndraw_batch_reversed)."""
+    base = flickr_aligndraw()
+    return replace(base, name="flickr-aligndraw-batch-reversed", model=replace(base.model, reverse="batch"))
 
 
 @recipe

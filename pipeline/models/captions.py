@@ -25,11 +25,16 @@ class WordStates(nn.Module):
     width to carry the rest of the caption in. Not in the paper, where it is 0; the recipes mnist_composing says what for.
 
     Choice: the backward direction reads each caption from its own last word to its first. The authors' code reverses the
-    order of the batch there instead of the order of the words (paper.md 1.3).
+    order of the batch there instead of the order of the words (paper.md 1.3), and reverse="batch" does as it does: while
+    training and its validation go on, the second LSTM reads another caption of the batch, left to right, the last one for
+    the first image and so on. Where that caption is shorter it stays at its last word (theirs are of equal length). In a
+    model that was loaded it reads the caption itself, left to right, as when the authors draw one caption many times: a
+    drawing or a bound must not depend on what else is in its batch.
     """
 
-    def __init__(self, vocabulary: int, width: int, own: int = 0):
+    def __init__(self, vocabulary: int, width: int, own: int = 0, reverse: str = "words"):
         super().__init__()
+        self.reverse = reverse
         self.width = 2 * width
         width -= own // 2
         self.forward_words = nn.Embedding(vocabulary, 4 * width)
@@ -41,10 +46,15 @@ class WordStates(nn.Module):
 
     def forward(self, words: Tensor, keep: Tensor) -> Tensor:
         """words (B, N) ids, keep (B, N) bool, words first and padding after them -> states (B, N, M), 0 on padding."""
-        back = reversal(keep)  # (B, N)
         ahead = self._run(self.forward_cell, self.forward_words(words))
-        behind = self._run(self.backward_cell, self.backward_words(words.gather(1, back)))
-        behind = behind.gather(1, back[..., None].expand_as(behind))  # each state back to its own word
+        if self.reverse == "words":
+            back = reversal(keep)  # (B, N) the step that belongs to each word
+            read = words.gather(1, back)
+        else:
+            read, others = (words.flip(0), keep.flip(0)) if self.training else (words, keep)
+            back = torch.arange(words.shape[1], device=words.device).minimum(others.sum(1, keepdim=True) - 1)
+        behind = self._run(self.backward_cell, self.backward_words(read))
+        behind = behind.gather(1, back[..., None].expand_as(behind))
         states = (ahead, behind) if self.own_words is None else (ahead, behind, self.own_words(words))
         return torch.cat(states, dim=2) * keep[..., None]
 

@@ -104,7 +104,7 @@ class DrawModel(CaptionModel):
         elif config.caption == "skipthought":
             self.language, sentence = None, config.sentence
         else:
-            self.language = WordStates(vocabulary, config.language, config.own)
+            self.language = WordStates(vocabulary, config.language, config.own, config.reverse)
             sentence = self.language.width
         self.sentence_width = sentence
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
