@@ -13,15 +13,13 @@ jobs.schedule starts this job by a cron line.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.arguments import Arguments, entry, parse
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
 DECIDE = "decide"  # the stage whose result is the decision
 SLOT = "%Y%m%d-%H%M"  # UTC
-HEARTBEAT_S, SILENT_S = 60.0, 600.0  # of the lease in an object store, which has no locks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +71,13 @@ def main(argv: Sequence[str] | RetrainArguments | None = None) -> dict:
     registry = Registry(uri, config.name)
     if arguments.rollback:
         return _roll_back(registry)
-    with alone(storage.join(arguments.out, "retrain", f"{config.name}.lock"), slot):
+    lock = storage.join(arguments.out, "retrain", f"{config.name}.lock")
+    with storage.locked(lock, partial(_busy, config.name)):
         return _retrain(arguments, slot, registry)
+
+
+def _busy(name: str, holder: str) -> None:
+    raise ValueError(f"{holder} retrains {name} already: wait for its end, or stop it")
 
 
 def slot_of(arguments: RetrainArguments, now: datetime) -> str:
@@ -299,43 +301,6 @@ def _roll_back(registry: Registry) -> dict:
     now, before = registry.roll_back(why)
     print(f"{why}: version {now} is the champion of {registry.name} again, instead of version {before}", flush=True)
     return {"decision": "rolled back", "why": why, "champion": now, "previous": before}
-
-
-@contextlib.contextmanager
-def alone(path: str, slot: str) -> Iterator[None]:
-    """One retraining of a name at a time; ValueError says who is at it.
-
-    An object store has no locks. There it is a file that names the slot, renewed every minute: who finds another slot's steps
-    back, unless it was silent for ten minutes; who finds its own goes on where a lost head left it. Choice: two that begin in
-    the same second may both see none; schedules are minutes apart.
-    """
-
-    def busy(holder: str) -> None:
-        raise ValueError(f"{path}: {holder} retrains already; wait for its end, or stop it")
-
-    if not storage.is_remote(path):
-        with storage.locked(path, busy):
-            yield
-        return
-    ended = threading.Event()
-    if storage.exists(path) and time.time() - storage.modified(path) < SILENT_S:
-        if (holder := storage.read_text(path)) != slot:
-            busy(f"slot {holder}")
-    storage.publish_text(path, slot)
-
-    def renew() -> None:
-        while not ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):  # no answer this time: nine more tries before it counts as silence
-                storage.publish_text(path, slot)
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        storage.delete(path)
 
 
 if __name__ == "__main__":

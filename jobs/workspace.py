@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 
 from pipeline import storage
@@ -102,28 +101,20 @@ class Workspace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run's lock. The kernel frees it when the holder dies, however that happens; an object store has none.
+        """Hold the run's lock (storage.locked): two processes that work on one run would mix their checkpoints.
 
         Within a process it may be held again: the experiment holds it while its stages run.
         """
-        if storage.is_remote(self.folder) or self.folder in _HELD:
+        if self.folder in _HELD:
             yield
             return
-        import fcntl
 
-        path = storage.join(self.folder, "lock")
-        with open(path, "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise ValueError(
-                    f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another --name or --out"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
+        def busy(holder: str) -> None:
+            raise ValueError(
+                f"{self.folder} is in use by {holder}: wait for it, stop it, or choose another --name or --out"
+            )
+
+        with storage.locked(storage.join(self.folder, "lock"), busy):
             _HELD.add(self.folder)
             try:
                 yield

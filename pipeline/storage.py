@@ -11,7 +11,9 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -20,6 +22,7 @@ from pathlib import Path
 from pyarrow import fs
 
 PART = ".part"  # temporary files are called <target>.<host>.<pid>.<random>.part: never read, removed by `sweep`
+RETRY_S, RENEW_S, SILENT_S = 1.0, 20.0, 90.0  # of the claims that are locks in an object store
 STALE_S = 6 * 3600.0  # another machine's temporary file that nobody wrote to for so long was left by a dead process
 
 
@@ -187,13 +190,14 @@ def sweep(folder: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def locked(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Hold a local lock file, one process at a time; `busy` is called with the holder while another has it.
+    """Hold a lock, one process at a time; `busy` is called with the holder while another has it.
 
-    `busy` may raise to give up; when it returns, the lock is tried again after a second. The kernel frees the lock when
-    its holder dies, however that happens. An object store has no locks: there this holds nothing.
+    `busy` may raise to give up; when it returns, the lock is tried again after a second. Locally it is a file, and the
+    kernel frees it when its holder dies, however that happens; in an object store see `_claimed`.
     """
     if is_remote(path):
-        yield
+        with _claimed(path, busy):
+            yield
         return
     import fcntl
 
@@ -211,6 +215,83 @@ def locked(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {_host()}")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _claimed(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """A lock in an object store: a folder of claims. Who has written one, and then sees no other, has the lock.
+
+    What was written is listed from then on (S3 and GCS promise it), so of two the later sees the other: both never have the
+    lock, and no conditional write is needed, which pyarrow.fs does not have. A claim is renewed while its process lives. One
+    that is not renewed for SILENT_S, by the store's clock, is removed and its lock taken over; one that is renewed is `busy`.
+    So it takes up to SILENT_S after a holder's death, and up to RENEW_S to refuse.
+
+    What this cannot give: a holder that was cut off for SILENT_S (stopped, or without network) may still write while another has
+    taken over. When it comes back it finds its claim gone, and ends itself by SIGTERM.
+    """
+    mine, ended = _claim(path, busy), threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(RENEW_S):
+            with contextlib.suppress(OSError):  # no answer this time: there are more before it counts as silence
+                if not exists(mine):
+                    print(f"{path}: silent for too long, another process took over: ending", flush=True)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                publish_text(mine, "")
+
+    thread = threading.Thread(target=renew, name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):  # else it is taken for dead after a while
+            delete(mine)
+
+
+def _claim(path: str | Path, busy: Callable[[str], None]) -> str:
+    """The path of a claim that is the only one. Of several that come at once the first by name stays, the others step back."""
+    first: dict[str, float] = {}  # claims of others, and when they had been renewed when they were seen first
+    mine = ""
+    try:
+        while True:
+            mine = mine or f"process {os.getpid()} on {_host()} {secrets.token_hex(4)}"
+            publish_text(join(path, mine), "")
+            claims = _modified(path)
+            now, others = claims.pop(mine, 0.0), claims
+            if now and not others:
+                return join(path, mine)
+            for name, at in others.items():
+                if now - at > SILENT_S:
+                    print(f"{path}: {_holder(name)} is silent for {now - at:.0f} s: taking over", flush=True)
+                    delete(join(path, name))
+                elif name not in first:
+                    print(f"{path}: {_holder(name)} has it; looking whether that lives", flush=True)
+                if at > first.setdefault(name, at):
+                    busy(_holder(name))
+            if min(others, default=mine) < mine:
+                delete(join(path, mine))
+                mine = ""
+                time.sleep(RETRY_S)
+            time.sleep(RETRY_S)
+    except BaseException:
+        if mine:
+            delete(join(path, mine))
+        raise
+
+
+def _modified(folder: str | Path) -> dict[str, float]:
+    """Names right under a folder, and when they were written, seconds since 1970 by the store's clock."""
+    filesystem, name = resolve(folder)
+    found = filesystem.get_file_info(fs.FileSelector(name, allow_not_found=True))
+    return {info.base_name: info.mtime_ns / 1e9 for info in found if info.type == fs.FileType.File}
+
+
+def _holder(claim: str) -> str:
+    """A claim's process, without what makes its name its own."""
+    return claim.rpartition(" ")[0]
 
 
 def _host() -> str:

@@ -133,29 +133,3 @@ def test_a_model_that_cannot_be_compared_is_refused_before_anything_is_done(
         with pytest.raises(ValueError, match=said):
             retrain.main([*given, *out])
     assert not (tmp_path / "out").exists()
-
-
-def test_one_retraining_at_a_time(tmp_path: Path, s3_server: str, ray_environment: dict, monkeypatch) -> None:
-    """Locally by a lock; in an object store by a file that its owner renews, and that a lost owner leaves to its own slot."""
-    from pyarrow import fs
-
-    address = s3_server.removeprefix("http://")
-    fs.S3FileSystem(
-        access_key="test", secret_key="test", endpoint_override=address, scheme="http", allow_bucket_creation=True
-    ).create_dir("leases")
-    storage.forget()
-    for path in (str(tmp_path / "name.lock"), "s3://leases/name.lock"):
-        with retrain.alone(path, "one"):
-            with pytest.raises(ValueError, match="retrains already"), retrain.alone(path, "two"):
-                pass
-        with retrain.alone(path, "two"):
-            pass
-    path = "s3://leases/name.lock"
-    storage.publish_text(path, "one")  # its owner is gone
-    with retrain.alone(path, "one"):
-        pass
-    assert not storage.exists(path)
-    storage.publish_text(path, "one")
-    monkeypatch.setattr(retrain, "SILENT_S", 0.0)
-    with retrain.alone(path, "two"):
-        assert storage.read_text(path) == "two"

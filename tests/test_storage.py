@@ -179,6 +179,84 @@ def test_giving_up_on_a_lock_is_up_to_the_caller(tmp_path: Path) -> None:
             pass
 
 
+QUICK = {"RETRY_S": 0.1, "RENEW_S": 0.5, "SILENT_S": 4.0}
+
+
+def hold_claim(path: str, held: multiprocessing.Event, seconds: float) -> None:
+    vars(storage).update(QUICK)
+    with storage.locked(path, busy=lambda holder: None):
+        held.set()
+        time.sleep(seconds)
+
+
+def test_a_lock_in_an_object_store_is_refused_while_its_holder_lives_and_taken_over_after_its_death(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    for name, value in QUICK.items():
+        monkeypatch.setattr(storage, name, value)
+    path, context = f"{bucket}/run/lock", multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold_claim, args=(path, held, 60))
+    process.start()
+    assert held.wait(30)
+    time.sleep(2 * QUICK["SILENT_S"])  # it is renewed
+
+    def refuse(holder: str) -> None:
+        raise ValueError(f"in use by {holder}")
+
+    holder = f"process {process.pid} on {os.uname().nodename.replace('.', '-')}"
+    with pytest.raises(ValueError, match=f"in use by {holder}$"), storage.locked(path, refuse):
+        pass
+    assert len(storage.listing(path)) == 1, "who was refused leaves nothing"
+    process.kill()
+    process.join()
+    began = time.monotonic()
+    with storage.locked(path, refuse):
+        assert time.monotonic() - began > QUICK["SILENT_S"] / 2
+        said = capsys.readouterr().out
+        assert f"{holder} is silent for" in said and "taking over" in said
+    assert storage.listing(path) == []
+
+
+def test_a_holder_that_was_cut_off_and_comes_back_ends_itself(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in QUICK.items():
+        monkeypatch.setattr(storage, name, value)
+    path, context = f"{bucket}/run/lock", multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold_claim, args=(path, held, 60))
+    process.start()
+    assert held.wait(30)
+    os.kill(process.pid, signal.SIGSTOP)
+    with storage.locked(path, busy=lambda holder: None):
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+def take_turns(path: str, out: str, turns: int) -> None:
+    vars(storage).update(QUICK)
+    for _ in range(turns):
+        with storage.locked(path, busy=lambda holder: None):
+            began = time.monotonic()  # of the machine, so the same for all
+            time.sleep(0.05)
+            with open(out, "a") as file:
+                file.write(f"{began} {time.monotonic()}\n")
+
+
+def test_of_many_that_want_a_lock_in_an_object_store_at_once_each_has_it_alone(bucket: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    work = (f"{bucket}/run/lock", str(tmp_path / "turns"), 3)
+    processes = [context.Process(target=take_turns, args=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    turns = sorted(tuple(map(float, line.split())) for line in (tmp_path / "turns").read_text().splitlines())
+    assert len(turns) == 9
+    assert all(end < begin for (_, end), (begin, _) in zip(turns, turns[1:]))
+
+
 def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
     with pytest.raises(ValueError, match="takes no user and no key") as refused:
         storage.exists("s3://AKIA:planted@bucket/out")
