@@ -151,6 +151,24 @@ def test_every_secret_that_is_used_is_explained() -> None:
         assert f"kubectl create secret generic {name}" in text
 
 
+def test_the_image_has_the_driver_of_the_database_that_the_readme_names() -> None:
+    from sqlalchemy.engine import make_url
+
+    (address,) = re.findall(r"uri=(postgresql\S+)", (ROOT / "cluster" / "README.md").read_text())
+    driver = make_url(address).get_dialect().driver
+    assert any(re.match(rf"{driver}\W", requirement) for requirement in PROJECT["optional-dependencies"]["server"])
+
+
+def test_every_worker_has_what_the_recipes_ask_for() -> None:
+    most = max(make().train.threads for make in RECIPES.values())
+    for path in KUBERAY:
+        for groups in check._find(load(path), "workerGroupSpecs"):
+            for group in groups:
+                (container,) = group["template"]["spec"]["containers"]
+                assert int(container["resources"]["requests"]["cpu"]) >= most
+                assert container["resources"]["requests"] == container["resources"]["limits"]  # Ray counts on all of it
+
+
 def test_jobs_reach_mlflow_by_a_name_that_it_answers_to() -> None:
     job = yaml.safe_load(load(ROOT / "cluster/kuberay/experiment.rayjob.yaml")["spec"]["runtimeEnvYAML"])
     host = job["env_vars"]["MLFLOW_TRACKING_URI"].removeprefix("http://")

@@ -1,8 +1,8 @@
 """A source -> a finished data set, by Ray tasks: one task a shard, and only small results come back.
 
 Whatever is killed, and whenever, a second run finishes the job: tasks publish whole files whose bytes depend on config and
-source alone, and the driver asks the folder, not its memory, what is done. The manifest comes last. On one machine a data
-set is built by one driver at a time, others wait for it; on an object store two drivers only do the work twice.
+source alone, and the driver asks the folder, not its memory, what is done. The manifest comes last. A data set is built by
+one driver at a time, and others wait for it.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def _finish(config: DatasetConfig, folder: str, plans: Sequence[ShardPlan], log:
 
 
 def _alone(folder: str, log: Log) -> contextlib.AbstractContextManager[None]:
-    """One build of a data set at a time on this machine; others wait, and then find it done."""
+    """One build of a data set at a time; others wait, and then find it done."""
     said = []
 
     def busy(holder: str) -> None:
