@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -91,7 +92,7 @@ def entry(main: Callable[[], dict]) -> None:
         result = main()
     except (ValueError, OSError) as error:
         sys.stdout.flush()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {' '.join(str(error).split())}{_remedy(error)}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     sys.stderr.flush()
     print(json.dumps({**result, "seconds": round(time.monotonic() - started, 1)}), flush=True)
@@ -107,6 +108,13 @@ def absolute(path: str) -> str:
     if (folder := os.environ.get("CANVAS_FOLDER")) is None and "working_dir_files" in os.getcwd():
         raise ValueError(f"a job's own folder is thrown away at its end: give the absolute path instead of {path}")
     return os.path.abspath(os.path.join(folder or "", path))
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an error that the system words for us."""
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return ": make room where --out and the temporary folder are, then type the command again: what is finished stays"
 
 
 def _module_of(doc: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import submit
-from jobs.arguments import Arguments, parse
+from jobs.arguments import Arguments, entry, parse
 from jobs.workspace import STAGES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +60,19 @@ def test_a_mistake_in_the_command_is_one_line_and_not_zero(job: str, tmp_path: P
         assert done.stdout == ""
         assert len(done.stderr.strip().splitlines()) == 1 and said in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_that_says_what_to_do(capsys: pytest.CaptureFixture) -> None:
+    def main() -> dict:
+        with open("/dev/full", "w") as file:
+            file.write("much")
+        return {}
+
+    with pytest.raises(SystemExit) as end:
+        entry(main)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device: make room where --out" in said
 
 
 def test_relative_paths_are_meant_from_where_the_job_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

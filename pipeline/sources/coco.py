@@ -55,7 +55,7 @@ class CocoCaptions:
     """The source `coco`."""
 
     def __init__(self, config: DatasetConfig, data: str | None) -> None:
-        check_folder(data, f"coco needs --data, {_EXPECTED}")
+        check_folder(data, "coco", _EXPECTED)
         self.size, self.channels = config.size, config.channels
         open_once.cache_clear()  # the files may have changed since this process last opened them
         year = _find_year(data)

@@ -263,7 +263,8 @@ def _load_packaged() -> tuple[dict[str, Digits], str, tuple[str, ...]]:
 
 
 def _load_idx(data: str | None) -> tuple[dict[str, Digits], str, tuple[str, ...]]:
-    check_folder(data, "mnist needs --data, a folder with the four IDX files of MNIST (gzipped or raw)")
+    wanted = "a folder with the four IDX files of MNIST, gzipped or raw (jobs.shard --download fetches them into it)"
+    check_folder(data, "mnist", wanted)
     files, digests, warnings = {}, [], []
     for name, prefix in {"train": "train", "test": "t10k"}.items():
         images, image_digest, image_warning = read_idx(data, f"{prefix}-images-idx3-ubyte", 3)

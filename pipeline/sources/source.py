@@ -27,13 +27,16 @@ class Source(Protocol):
         """One item for each input of the plan, in order."""
 
 
-def check_folder(data: str | None, needs: str) -> None:
-    """ValueError unless `data` is a folder; `needs` says what it must be."""
-    if not data or not storage.exists(data):
-        raise ValueError(f"{needs}; got {data or 'none'}")
+def check_folder(data: str | None, source: str, wanted: str) -> None:
+    """ValueError unless `data` is a folder; `wanted` says what must be in it, and what to do where it is not."""
+    if not data:
+        raise ValueError(f"{source} needs --data, {wanted}; none was given")
     filesystem, name = storage.resolve(data)
-    if filesystem.get_file_info(name).type == fs.FileType.File:
-        raise ValueError(f"{needs}; got {data}, which is no folder")
+    kind = filesystem.get_file_info(name).type
+    if kind == fs.FileType.NotFound:
+        raise ValueError(f"--data {data} does not exist: check the path; {source} needs {wanted}")
+    if kind == fs.FileType.File:
+        raise ValueError(f"--data {data} is a file: give the folder that holds it; {source} needs {wanted}")
 
 
 def contents(folder: str) -> str:

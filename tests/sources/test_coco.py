@@ -370,10 +370,10 @@ def test_a_folder_that_is_missing_empty_or_no_folder_is_one_line(tmp_path: Path)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for data, says in [
-        (None, "coco needs --data, a folder with annotations/captions_.* got none"),
-        (f"{tmp_path}/no", "got .*/no"),
+        (None, "coco needs --data, a folder with annotations/captions_.* none was given"),
+        (f"{tmp_path}/no", "--data .*/no does not exist: check the path; coco needs a folder with annotations"),
         (f"{tmp_path}/empty", "not COCO captions; .*found: nothing"),
-        (f"{tmp_path}/file", "got .*/file, which is no folder"),
+        (f"{tmp_path}/file", "--data .*/file is a file: give the folder that holds it"),
         ("ftp://host/coco", "paths are local, s3:// or gs://"),
     ]:
         with pytest.raises(ValueError, match=says) as error:

@@ -290,8 +290,8 @@ def test_bad_files_are_one_line(tmp_path: Path, break_it, says: str) -> None:
 
 def test_a_folder_that_is_missing_or_empty_is_one_line(tmp_path: Path) -> None:
     for data, says in [
-        (None, "mnist needs --data"),
-        (f"{tmp_path}/no", "got .*/no"),
+        (None, "mnist needs --data, a folder with the four IDX files of MNIST.* --download .*; none was given"),
+        (f"{tmp_path}/no", "--data .*/no does not exist: check the path; mnist needs a folder with the four IDX files"),
         (f"{tmp_path}", "found: nothing"),
     ]:
         with pytest.raises(ValueError, match=says):
