@@ -12,8 +12,16 @@ import pytest
 from jobs import compare, compare_page
 from jobs.arguments import parse
 from jobs.workspace import Workspace
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import Origin
 from pipeline.evaluation.values import from_bytes
+from pipeline.models.build import build_model
 from pipeline.recipes import find_recipe
+from pipeline.shards.manifest import VOCABULARY, load_manifest
+from pipeline.text.vocabulary import Vocabulary
+from pipeline.training.adversarial import lapgan_state, sharpener_state
+from pipeline.training.optim import make_optimizer
+from pipeline.training.state import TrainState
 
 RECIPES = ["tiny-aligndraw", "tiny-lapgan", "tiny-captioner"]
 
@@ -81,10 +89,12 @@ def test_a_name_stands_for_one_comparison(tmp_path: Path) -> None:
 
 
 def test_three_recipes_become_tables_and_a_page_after_an_interruption_too(
-    tmp_path: Path, ray_cluster: str, mlflow_server, monkeypatch: pytest.MonkeyPatch, capsys
+    tmp_path: Path, dataset: str, ray_cluster: str, mlflow_server, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     words = ["--out", str(tmp_path), "--recipes", *RECIPES, "--name", "three", "--train.steps", "4"]
+    for recipe in RECIPES:
+        pretend_trained(Workspace(str(tmp_path), parse("python -m jobs.train", [recipe, *words[-2:]]).config), dataset)
     folder, build, given, broken = tmp_path / "compare" / "three", compare_page.build_page, [], [True]
 
     def built(place: str, *others: object) -> str:
@@ -128,7 +138,7 @@ def test_three_recipes_become_tables_and_a_page_after_an_interruption_too(
     align, lapgan = (from_bytes((tmp_path / f"runs/{name}/evaluate/values.npz").read_bytes()) for name in RECIPES[:2])
     gap = figures["gaps"]["LAPGAN"]["ssi/mean"]
     assert gap["mean"] == pytest.approx(float(np.mean(lapgan["ssi"]) - np.mean(align["ssi"])))
-    assert "| LAPGAN | - | - | - | - | - | - | 4 | 32 |" in first.decode()
+    assert "| LAPGAN | - | - | - | - | - | - | 4 | 32 | 2 | 4 | 0.03 M |" in first.decode()
     assert set(figures["told"]) == {"real images", "alignDRAW", "alignDRAW, sharpened", "LAPGAN"}
     run = in_mlflow(mlflow_server.uri, result["mlflow_run_id"])
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
@@ -136,6 +146,27 @@ def test_three_recipes_become_tables_and_a_page_after_an_interruption_too(
     logged = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     assert logged["tiny-lapgan/minus_first/ssi/mean"] == pytest.approx(gap["mean"])
     assert logged["tiny-aligndraw/test/bound"] == pytest.approx(float(align["test/bound"].mean()))
+
+
+def pretend_trained(workspace: Workspace, dataset: str) -> None:
+    """The stages before evaluation as if they had run; the weights are random. The main job's own test runs them."""
+    config, manifest = workspace.config, load_manifest(dataset)
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
+    model = build_model(config.model, len(vocabulary), manifest.size, manifest.channels)
+    origin = Origin(config, vocabulary, manifest.size, manifest.channels)
+    if config.model.kind == "lapgan":
+        state = lapgan_state(model, config.train)
+    else:
+        state = TrainState.of(model, make_optimizer(model, config.train))
+    drawing = checkpoint.save(f"{workspace.stage('train')}/checkpoints", state, origin)
+    made = {"checkpoint": drawing, "checkpoint_step": 4, "step": 4, "validation_bound": None, "dataset": dataset}
+    with workspace.opened():
+        workspace.finish("shard", {"digest": manifest.digest})
+        workspace.finish("train", {**made, "seconds": 2.5, "cpu_seconds": 4.5, "parameters": 30_000})
+        if not workspace.left_out():
+            sharpener = sharpener_state(model, manifest.channels, manifest.size, config.sharpen)
+            saved = checkpoint.save(f"{workspace.stage('sharpen')}/checkpoints", sharpener, origin)
+            workspace.finish("sharpen", {"checkpoint": saved})
 
 
 def in_mlflow(uri: str, run_id: str) -> dict:
