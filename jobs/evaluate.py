@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
-    from pipeline.evaluation import judge, values
+    from pipeline.evaluation import values
     from pipeline.evaluation.report import run_table
     from pipeline.on_ray.connect import connect
-    from pipeline.on_ray.score import Order, evaluate
+    from pipeline.on_ray.score import Order, evaluate, judge_file
     from pipeline.shards.manifest import load_manifest
 
     config, folder = workspace.config, workspace.stage("evaluate")
@@ -50,9 +50,7 @@ def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
         if not bounded:
             print(f"a {config.model.kind} has no bound: neither that nor retrieval by it is measured", flush=True)
         order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation, bounded)
-        kept = storage.join(
-            workspace.out, "judges", f"{digest[:16]}-{judge.FORMAT}-{config.evaluation.judge_steps}.safetensors"
-        )
+        kept = judge_file(workspace.out, digest, config.evaluation.judge_steps)
         found = evaluate(order, kept, log=lambda line: print(line, flush=True))
         tracker.metrics(found.figures, trained["checkpoint_step"])
         table = run_table(found.figures)

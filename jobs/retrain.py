@@ -267,17 +267,16 @@ def _choice(workspace: Workspace, champion: Version | None, made: dict, tracker:
 
 def _compare(workspace: Workspace, champion: Version, made: dict) -> tuple[Gap, dict[str, Gap]]:
     """The gap of the bounds, and those of the guards, from what both models do on the challenger's test split."""
-    from pipeline.evaluation import judge, values
+    from pipeline.evaluation import values
     from pipeline.evaluation.compare import guard_gaps, paired_gap
     from pipeline.on_ray.connect import connect
-    from pipeline.on_ray.score import Order, evaluate
+    from pipeline.on_ray.score import Order, evaluate, judge_file
 
     settings, dataset = workspace.config.evaluation, made["train"]["dataset"]
     old = Order(dataset, champion.drawing, champion.sharpener, settings)
     print(f"== compare with version {champion.number} on the test split of {dataset}", flush=True)
     connect()
-    file = f"{made['shard']['digest'][:16]}-{judge.FORMAT}-{settings.judge_steps}.safetensors"
-    measured = evaluate(old, storage.join(workspace.out, "judges", file))
+    measured = evaluate(old, judge_file(workspace.out, made["shard"]["digest"], settings.judge_steps))
     mine = values.from_bytes(storage.read_bytes(made["evaluate"]["values"]))
     bounds = ("test/bound", "test/sharpened/bound")
     gaps = {

@@ -33,6 +33,7 @@ def _train(workspace: Workspace, data: str | None) -> dict:
     from pipeline import checkpoint
     from pipeline.on_ray.connect import connect
     from pipeline.on_ray.group import CHECKPOINTS
+    from pipeline.on_ray.score import JUDGED, judge_file, prepare_judge
     from pipeline.on_ray.train import train
     from pipeline.shards.manifest import find_dataset, load_manifest
     from pipeline.sources import open_source
@@ -45,8 +46,12 @@ def _train(workspace: Workspace, data: str | None) -> dict:
         tracker.params(to_dict(config))
         tracker.tags({"data": load_manifest(dataset).digest})
         connect()
+        judge = None
+        if config.train.judged and config.dataset.source in JUDGED:
+            judge = judge_file(workspace.out, load_manifest(dataset).digest, config.evaluation.judge_steps)
+            prepare_judge(dataset, config.evaluation, judge)
         tracking = (folder, EXPERIMENT, config.name, "train", tracking_uri())
-        outcome = train(config, dataset, folder, tracking)
+        outcome = train(config, dataset, folder, tracking, judge=judge)
         best = checkpoint.best(storage.join(folder, CHECKPOINTS))
         for name in (checkpoint.WEIGHTS, checkpoint.META):
             tracker.artifact(storage.join(best.path, name), "checkpoint")

@@ -26,7 +26,7 @@ DRAWLESS = ("captioner", "skipthought")  # kinds of models that draw nothing
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {
     "dataset": ("max_rejected",),
-    "train": ("workers", "min_workers", "threads", "gpu", "retries", "accumulate", "log_every", "save_every"),
+    "train": ("workers", "min_workers", "threads", "gpu", "retries", "accumulate", "judged", "log_every", "save_every"),
     "sharpen": ("log_every", "save_every"),
     "evaluation": ("workers", "gpu"),
 }

@@ -256,6 +256,8 @@ class TrainConfig:
     """Steps between bounds on the validation split; 0: only at the end."""
     validate_images: int = 1_000
     """First images of the validation split that a bound is measured on; 0: all."""
+    judged: int = 0
+    """Captions a group, seen and held out, that are drawn and judged at every validation (digits, mnist); 0: none."""
     patience: int = 0
     """Validations without a better bound before training stops early; 0: never."""
     workers: int = 1

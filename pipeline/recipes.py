@@ -129,7 +129,8 @@ def digits_composing() -> RunConfig:
     """The demo's data. A word's state has 112 numbers of its own and 16 for the rest of its caption; larger LSTMs, longer."""
     base = digits_demo()
     model = replace(base.model, own=112, encoder=192, generator=192)
-    return replace(base, name="digits-composing", model=model, train=replace(base.train, steps=8_000))
+    train = replace(base.train, steps=8_000, validate_every=1_000, judged=100)
+    return replace(base, name="digits-composing", model=model, train=train)
 
 
 @recipe

@@ -292,6 +292,31 @@ def _rankings(values: dict[str, np.ndarray], candidates: int, seed: int) -> dict
     return figures
 
 
+def judge_file(out: str, digest: str, steps: int) -> str:
+    """Where the judge of a data set is kept below `out`: all runs on it share one."""
+    return storage.join(out, "judges", f"{digest[:16]}-{judges.FORMAT}-{steps}.safetensors")
+
+
+def prepare_judge(dataset: str, settings: EvaluationConfig, file: str, log: Log = print) -> None:
+    """Train the judge of a data set on a worker and keep it in `file`, if it is not there yet."""
+    if _kept_judge(file, log) is None:
+        log("training a judge of digits, to look at what is drawn")
+        with Pool(partial(Scorer, Order(dataset, "", None, settings)), workers=1, gpu=settings.gpu, log=log) as pool:
+            storage.publish_bytes(file, pool.run({"judge": [Block("judge")]})["judge"][0])
+
+
+def drawn_shares(
+    model: CaptionModel, vocabulary: Vocabulary, vectors: Sentences | None, facts: dict, judge: bytes, count: int
+) -> dict[str, float]:
+    """Of a model in training: the share of `count` captions a group, seen and held out, that it draws all right."""
+    reader, shares = judges.from_bytes(judge)[0], {}
+    for name, captions in caption_groups(facts, count, seed=0).items():
+        sentences = None if vectors is None else torch.from_numpy(np.array(vectors(captions), np.float32))
+        drawn = draw_captions(model, vocabulary, captions, 0, sentences=sentences).images
+        shares[name] = float(judges.verdicts(reader.look(drawn), wanted(captions, facts))["right"].mean())
+    return shares
+
+
 def _judge_drawings(
     judge: bytes, groups: dict[str, np.ndarray], drawings: dict[str, list]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:

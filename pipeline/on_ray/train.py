@@ -15,9 +15,10 @@ from pipeline.models.build import build_model
 from pipeline.models.lapgan import Lapgan
 from pipeline.on_ray.effort import Effort
 from pipeline.on_ray.group import CHECKPOINTS, Say, StopRequest, enter_group, run_group, tell
+from pipeline.on_ray.score import drawn_shares
 from pipeline.on_ray.sentences import prepare_sentences, sentences_for
 from pipeline.sample import Manifest
-from pipeline.shards.manifest import VOCABULARY, load_manifest
+from pipeline.shards.manifest import VOCABULARY, description, load_manifest
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.tracking import Tracker
 from pipeline.training.adversarial import fit_adversarial, lapgan_state, pyramids_of
@@ -31,13 +32,21 @@ from pipeline.training.validation import term_sums
 READERS = defaultdict(lambda: (stream, ordered), skipthought=(stream_neighbours, ordered_neighbours))
 
 
-def train(config: RunConfig, dataset: str, folder: str, tracking: tuple | None = None, say: Say = tell) -> dict:
+def train(
+    config: RunConfig,
+    dataset: str,
+    folder: str,
+    tracking: tuple | None = None,
+    say: Say = tell,
+    judge: str | None = None,
+) -> dict:
     """Train the config's model on the data set, in the stage's folder, from its latest checkpoint on.
 
-    tracking: what `Tracker.open` takes, for the worker that logs. Returns why training ended, its step, its speed and cost.
+    tracking: what `Tracker.open` takes, for the worker that logs. judge: the file of a judge of digits, who looks at drawings
+    at every validation. Returns why training ended, its step, its speed and cost.
     """
     prepare_sentences(config, dataset, tracking, train, say)
-    order = {"config": to_dict(config), "dataset": dataset, "folder": folder, "tracking": tracking}
+    order = {"config": to_dict(config), "dataset": dataset, "folder": folder, "tracking": tracking, "judge": judge}
     return run_group(train_worker, order, config.train, folder, say)
 
 
@@ -54,7 +63,8 @@ def train_worker(order: dict) -> dict | None:
     state = start(origin, folder, ranks, say)
     effort = Effort(order["folder"], state.step, ranks)
     read, read_in_order = READERS[config.model.kind]
-    shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": sentences_for(config, manifest.folder)}
+    vectors = sentences_for(config, manifest.folder)
+    shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": vectors}
     batches = read(
         manifest,
         vocabulary,
@@ -69,6 +79,11 @@ def train_worker(order: dict) -> dict | None:
     )
 
     def validate() -> dict[str, float]:
+        if order.get("judge") and ranks.first:
+            facts, judge = description(manifest.folder)["facts"], storage.read_bytes(order["judge"])
+            shares = drawn_shares(state.model, vocabulary, vectors, facts, judge, config.train.judged)
+            log({f"val/drawn/{group}/right": share for group, share in shares.items()}, state.step)
+            say(f"step {state.step}: drawn all right: " + ", ".join(f"{g} {s:.0%}" for g, s in shares.items()))
         first, count = share_of(manifest, config.train.validate_images, ranks)
         if count == 0:
             return {}

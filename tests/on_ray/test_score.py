@@ -20,10 +20,11 @@ from pipeline.evaluation import judge as judges
 from pipeline.evaluation.retrieval import found_within
 from pipeline.evaluation.values import to_bytes
 from pipeline.models.build import build_model
+from pipeline.on_ray import score
 from pipeline.on_ray.pool import TRIES, Block, Pool
 from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, read_split, regions, wanted
 from pipeline.recipes import find_recipe
-from pipeline.sample import Batch
+from pipeline.sample import Batch, Generated
 from pipeline.shards.manifest import VOCABULARY, description, load_manifest
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.adversarial import lapgan_state, sharpener_state
@@ -215,3 +216,27 @@ def test_groups_are_seen_and_held_out_captions_in_equal_numbers(dataset: str) ->
         words = caption.split()
         assert (" ".join(words[6:8]), int(words[2])) not in banned
     assert groups == caption_groups(facts, 50, seed=0) != caption_groups(facts, 50, seed=1)
+
+
+def test_shares_of_a_model_in_training_count_the_drawings_that_are_all_right(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, asked = description(order.dataset)["facts"], []
+
+    def draw(model: object, vocabulary: object, captions: list[str], *_: object, **__: object) -> Generated:
+        asked.append(score.wanted(captions, facts))
+        return Generated(torch.zeros(len(captions), 1, 60, 60))
+
+    class Reader:
+        """Reads one digit wrong in the first drawing of each group, in the second group all."""
+
+        def look(self, images: torch.Tensor) -> np.ndarray:
+            seen, wrong = asked[-1].copy(), len(images) if len(asked) == 2 else 1
+            seen[:wrong] = np.where(seen[:wrong] == judges.EMPTY, seen[:wrong], (seen[:wrong] + 1) % 10)
+            return seen
+
+    monkeypatch.setattr(score, "draw_captions", draw)
+    monkeypatch.setattr(judges, "from_bytes", lambda content: (Reader(), {}))
+    shares = score.drawn_shares(None, None, None, facts, b"", 4)
+    names = ["one_digit/seen", "one_digit/held_out", "two_digits/seen", "two_digits/held_out"]
+    assert shares == dict(zip(names, (0.75, 0.0, 0.75, 0.75)))

@@ -26,10 +26,12 @@ from pipeline.models.build import build_model
 from pipeline.on_ray import group
 from pipeline.on_ray import train as training
 from pipeline.on_ray.group import StopRequest, run_group
+from pipeline.on_ray.score import Order, Scorer
 from pipeline.on_ray.train import share_of, train_worker
 from pipeline.recipes import find_recipe
 from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
+from pipeline.tracking import history
 from pipeline.training.fit import NotFinite, backward
 from pipeline.training.optim import make_optimizer
 from pipeline.training.ranks import Ranks, join
@@ -419,3 +421,16 @@ def test_sigterm_reaches_the_first_rank_by_a_file(monkeypatch: pytest.MonkeyPatc
     assert lines == ["stopped with a checkpoint at step 5: the same command goes on from there"]
     assert signal.getsignal(signal.SIGTERM) is before
     assert not storage.exists(f"{tmp_path}/stop")
+
+
+def test_digits_drawn_at_each_validation_have_a_curve_and_change_no_weight(tmp_path: Path, dataset: str) -> None:
+    config = config_of(judged=3)
+    judge = Scorer(Order(dataset, "", None, config.evaluation)).judge()
+    (tmp_path / "judge").write_bytes(judge)
+    tracking = (str(tmp_path / "judged"), "experiment", "run", "train", None)
+    train_worker(order_of(tmp_path / "judged", dataset, config, judge=str(tmp_path / "judge"), tracking=tracking))
+    train_worker(order_of(tmp_path / "alone", dataset, config))
+    assert_equal(kept(tmp_path / "judged"), kept(tmp_path / "alone"))
+    told = history(str(tmp_path / "judged"))
+    for captions in ("one_digit/seen", "one_digit/held_out", "two_digits/seen", "two_digits/held_out"):
+        assert [step for step, *_ in told[f"val/drawn/{captions}/right"]] == [6, 12, 18, 24]
