@@ -115,7 +115,8 @@ def reachable(surroundings: dict[str, str]) -> str:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ValueError(
-                f"Ray at {address} asks for its token (HTTP {error.code}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+                f"Ray at {address} asks for its token (HTTP {error.code}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; "
+                'for the Ray of `make up`: eval "$(python -m cluster.local env)"'
             ) from None
         raise ValueError(f"{address} is no Ray job server (HTTP {error.code}): check RAY_API_SERVER_ADDRESS") from None
     except (OSError, ValueError) as error:

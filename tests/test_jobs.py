@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -103,6 +105,23 @@ def test_submitting_to_no_cluster_is_one_line(tmp_path: Path) -> None:
         done = run("jobs.submit", "train", "digits-demo", cwd=tmp_path, RAY_API_SERVER_ADDRESS=address)
         assert done.returncode == 2 and said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
+    class Locked(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(200 if self.headers["Authorization"] == "Bearer right" else 403)
+
+        def log_message(self, *words: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        around = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{server.server_port}", "RAY_AUTH_MODE": "token"}
+        with pytest.raises(ValueError, match=r"asks for its token \(HTTP 403\).*: eval .*cluster.local env") as error:
+            submit.reachable({**around, "RAY_AUTH_TOKEN": "wrong"})
+        assert "\n" not in str(error.value)
+        assert submit.reachable({**around, "RAY_AUTH_TOKEN": "right"}) == around["RAY_API_SERVER_ADDRESS"]
+        server.shutdown()
 
 
 def test_a_job_gets_the_variables_it_needs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
