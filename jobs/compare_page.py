@@ -274,10 +274,11 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
     for i, caption in enumerate(captions):
         tiles = [Tile(drawn[i], f"{name}: {caption}", name) for name, drawn in columns.items()]
         if true[i] is not None:
-            tiles.insert(0, Tile(true[i], f"true image: {caption}", "true image"))
+            tiles.append(Tile(true[i], f"true image: {caption}", "true image"))
         cards.append(Card(caption, tiles))
     new = "held-out combinations" if main.digits else "scenes that no photograph shows"
-    see = f"One caption a row, the same seed for all, sharpened where a system has a sharpener. The last {len(more)} are {new}."
+    see = "One caption a row, the same seed for all, sharpened where a system has a sharpener."
+    see += f" Rows without a true image are {new}." if more else ""
     return [Section("The systems side by side", see, [Cards(cards, above=True)])]
 
 
@@ -319,7 +320,7 @@ def _text_image_text(main: Artist, captioner: Workspace) -> list[Section]:
     see = (
         "A captioner that never saw the caption says what is in the true image and in the drawing made for its caption."
     )
-    return [Section("Text to image to text", see, [Cards(cards)])]
+    return [Section("Text to image to text", see, [Cards(cards, above=True)])]
 
 
 def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[Section]:

@@ -147,7 +147,7 @@ def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
         "[...document.querySelectorAll('#s7 figure')].map(f => [...f.querySelectorAll('small')].map(s => s.innerText))"
     )
     systems = ["alignDRAW", "noalignDRAW", "Conv-Deconv VAE", "LAPGAN"]
-    assert rows == [["true image", *systems]] * 6 + [systems] * 2
+    assert rows == [[*systems, "true image"]] * 6 + [systems] * 2
     sharpened = page.evaluate("[...document.querySelectorAll('#s8 h3')].map(h => h.innerText)")
     assert sharpened == systems[:3], "LAPGAN has no sharpener"
     assert HOSTILE in page.evaluate("document.querySelector('#s2').innerText")
