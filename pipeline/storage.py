@@ -23,6 +23,7 @@ from pyarrow import fs
 
 PART = ".part"  # temporary files are called <target>.<host>.<pid>.<random>.part: never read, removed by `sweep`
 RETRY_S, RENEW_S, SILENT_S = 1.0, 20.0, 90.0  # of the claims that are locks in an object store
+S3_ATTEMPTS = 12  # of a request
 STALE_S = 6 * 3600.0  # another machine's temporary file that nobody wrote to for so long was left by a dead process
 
 
@@ -37,7 +38,18 @@ def join(root: str | Path, *names: str) -> str:
 
 @lru_cache(maxsize=32)
 def _remote_filesystem(root: str) -> fs.FileSystem:
-    return fs.FileSystem.from_uri(root)[0]
+    found = fs.FileSystem.from_uri(root)[0]
+    if not isinstance(found, fs.S3FileSystem):
+        return found
+    # Choice: a store that does not answer, or answers with errors, is asked again for about a minute and a half (each wait is
+    # twice the one before), and then is an OSError; as pyarrow sets it out, a second of it would end a job.
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://"
+    scheme, _, host = address.rpartition("://")
+    patience = fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    endpoint = host.rstrip("/") or None
+    return fs.S3FileSystem(
+        region=found.region, scheme=scheme or "https", endpoint_override=endpoint, retry_strategy=patience
+    )
 
 
 def forget() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
+from tests.faulty_store import faulty
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -261,3 +263,20 @@ def test_a_key_in_an_address_is_refused_and_not_repeated() -> None:
     with pytest.raises(ValueError, match="takes no user and no key") as refused:
         storage.exists("s3://AKIA:planted@bucket/out")
     assert "planted" not in str(refused.value)
+
+
+def test_a_store_that_answers_with_errors_for_a_while_is_asked_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty() as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+        storage.forget()
+        storage.publish_bytes(f"{bucket}/before", b"1")
+        store.failing = 1.0
+        threading.Timer(2.0, lambda: setattr(store, "failing", 0.3)).start()
+        storage.publish_bytes(f"{bucket}/after", bytes(6 * 2**20))
+        assert store.failed >= 5, "more than pyarrow's own patience"
+        assert storage.read_bytes(f"{bucket}/after") == bytes(6 * 2**20)
+        assert storage.listing(bucket) == ["after", "before"]
+        storage.delete(f"{bucket}/after")
+        assert not storage.exists(f"{bucket}/after")
