@@ -21,15 +21,17 @@ def main(argv: list[str] | None = None) -> dict:
         prog="python -m jobs.sync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default="out", help="the folder that the jobs were given")
-    folder = storage.join(absolute(parser.parse_args(argv).out), "runs")
+    out = absolute(parser.parse_args(argv).out)
     uri = tracking.tracking_uri() or local.environment().get("MLFLOW_TRACKING_URI")
     if uri is None:
         raise ValueError("no MLflow to send to: set MLFLOW_TRACKING_URI, or start one here with `make up`")
-    runs = storage.listing(folder)
-    if not runs:
-        raise ValueError(f"{folder} has no runs: give --out as the jobs had it")
+    folders = {name: storage.join(out, "runs", name) for name in storage.listing(storage.join(out, "runs"))}
+    if not folders:
+        raise ValueError(f"{out}/runs has no runs: give --out as the jobs had it")
+    compared = storage.listing(storage.join(out, "compare"))
+    folders |= {f"compare {name}": storage.join(out, "compare", name) for name in compared if "." not in name}
     try:
-        counts = {name: tracking.sync(storage.join(folder, name), uri) for name in runs}
+        counts = {name: tracking.sync(folder, uri) for name, folder in folders.items()}
     except tracking.unavailable() as error:
         raise ValueError(
             f"MLflow at {tracking.shown(uri)} does not take records ({tracking.brief(error)}); nothing is lost"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import compare, compare_page
+from jobs import compare, compare_page, sync
 from jobs.arguments import parse
 from jobs.workspace import Workspace
 from pipeline import checkpoint, storage
@@ -19,6 +19,7 @@ from pipeline.models.build import build_model
 from pipeline.recipes import find_recipe
 from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
+from pipeline.tracking import PARENT, SENT, Tracker
 from pipeline.training.adversarial import lapgan_state, sharpener_state
 from pipeline.training.optim import make_optimizer
 from pipeline.training.state import TrainState
@@ -146,6 +147,21 @@ def test_three_recipes_become_tables_and_a_page_after_an_interruption_too(
     logged = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     assert logged["tiny-lapgan/minus_first/ssi/mean"] == pytest.approx(gap["mean"])
     assert logged["tiny-aligndraw/test/bound"] == pytest.approx(float(align["test/bound"].mean()))
+
+
+def test_what_the_server_missed_of_a_comparison_is_sent_later(
+    tmp_path: Path, mlflow_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("runs/one", "compare/two"):
+        with Tracker.open(str(tmp_path / folder), "later", folder, PARENT, None) as tracker:
+            tracker.metrics({"test/bound": -3.0}, 0)
+    (tmp_path / "compare" / "two.lock").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    first, second = (sync.main(["--out", str(tmp_path)]) for _ in range(2))
+    assert first["records"] == 6 and second["records"] == 0
+    sent = json.loads((tmp_path / "compare" / "two" / SENT).read_text())
+    (metric,) = in_mlflow(mlflow_server.uri, sent["run_id"])["data"]["metrics"]
+    assert metric["value"] == -3.0
 
 
 def pretend_trained(workspace: Workspace, dataset: str) -> None:
