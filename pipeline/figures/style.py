@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pipeline.figures.page import ACCENT, INK, LINE, PAPER, SOFT
 
-LEVELS = 20  # shades of a map's cell, lengths of a bar: classes s0 ... s20
+LEVELS = 20  # shades of a map's cell, lengths of a bar: classes s0 ... s20, 5 % each
 
 STYLE = (
     f":root{{--paper:{PAPER};--ink:{INK};--soft:{SOFT};--line:{LINE};--accent:{ACCENT};--well:#F1EFE9;--unlit:#A39E93}}"
@@ -33,7 +33,7 @@ a:hover{color:var(--accent)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:3px}
 nav ul{display:flex;flex-wrap:wrap;gap:.3rem 1.25rem;margin:1.25rem 0 0;padding:0;list-style:none;font-size:.95rem}
 section{border-top:1px solid var(--line);margin-top:2.5rem;padding-top:2rem;scroll-margin-top:1rem}
-.note,small,figcaption i{color:var(--soft)}
+.note,small{color:var(--soft)}
 .note{font-size:.92rem}
 .scroll{overflow-x:auto;margin:0 0 1rem;max-width:100%}
 table{border-collapse:collapse;font-size:.95rem;font-variant-numeric:tabular-nums lining-nums}
