@@ -220,18 +220,20 @@ def _trained_captioner(out: str, run: str, other: RunConfig) -> Workspace:
 
 
 def _match(comparison: Comparison) -> None:
-    """Write down what is compared; ValueError if a comparison of other things has the name."""
+    """Write down what is compared; ValueError if the name has tables of other systems."""
     path = storage.join(comparison.folder, "compared.json")
-    mine = {config.name: digest_of(config) for config in comparison.configs}
-    mine |= {"captioner": comparison.captioner.config.name} if comparison.captioner else {}
-    if not storage.exists(path):
-        storage.make_folder(comparison.folder)
-        storage.publish_text(path, json.dumps(mine, indent=1))
-    elif list((before := json.loads(storage.read_text(path))).items()) != list(mine.items()):
+    mine = [[config.name, digest_of(config)] for config in comparison.configs]
+    mine += [["--captioner", comparison.captioner.config.name]] if comparison.captioner else []
+    if (
+        storage.exists(storage.join(comparison.folder, TABLES))
+        and (before := json.loads(storage.read_text(path))) != mine
+    ):
         raise ValueError(
-            f"comparison {comparison.name} exists in {comparison.out}, of {', '.join(before)} with other fields or in another "
-            f"order: choose another --name, or remove {comparison.folder}"
+            f"comparison {comparison.name} exists in {comparison.out}, of {', '.join(name for name, _ in before)} with other "
+            f"fields or in another order: choose another --name, or remove {comparison.folder}"
         )
+    storage.make_folder(comparison.folder)
+    storage.publish_text(path, json.dumps(mine, indent=1))
 
 
 def _made_from(comparison: Comparison) -> str:
