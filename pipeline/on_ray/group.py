@@ -203,7 +203,7 @@ def _tell_room(config: TrainConfig, say: Say) -> None:
         if (there := ray.cluster_resources().get(name, 0)) < least * each:
             say(
                 f"waiting for room: {least} workers x {each:g} {name} are asked for, the cluster has {there:g}; it starts when "
-                f"nodes join, else lower --train.workers{' or --train.threads' if name == 'CPU' else ''}"
+                f"nodes join, else lower --train.workers or {'--train.threads' if name == 'CPU' else 'leave out --train.gpu'}"
             )
 
 
