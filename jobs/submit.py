@@ -161,6 +161,12 @@ async def _follow(address: str, submission: str) -> int:
                 raise ValueError(
                     f"Ray at {address} is away since {AWAY_S} s: start it again and submit again, the job goes on where it was"
                 ) from error
+        except RuntimeError as error:  # Ray's only error, whatever it is
+            if "does not exist" not in str(error):
+                raise
+            raise ValueError(
+                f"Ray at {address} was started anew and has forgotten {submission}: submit it again, it goes on where it was"
+            ) from None
         await asyncio.sleep(2)
     print(client.get_job_logs(submission)[printed:], end="", flush=True)
     if job.status != "SUCCEEDED" and job.driver_exit_code is None:  # it never ran, or was stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -133,6 +135,55 @@ def test_a_job_gets_the_variables_it_needs_and_no_others(monkeypatch: pytest.Mon
     assert "CANVAS_FOLDER" not in submit.environment(here, "http://ray.example:8265", [])
     with pytest.raises(ValueError, match="--env NOT_SET"):
         submit.environment(here, "http://127.0.0.1:8265", ["NOT_SET"])
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "said"),
+    [
+        (["RUNNING", ConnectionError("away"), "SUCCEEDED"], 0, "the log broke off"),
+        (["RUNNING", ConnectionError("away"), "FAILED"], 7, "the log broke off"),
+        (["RUNNING", RuntimeError("404: Job mine does not exist")], None, "has forgotten mine: submit it again"),
+        ([ConnectionError("away")] * 99, None, "is away since 0 s"),
+    ],
+)
+def test_a_job_is_followed_through_the_absence_of_its_server(
+    answers: list, code: int | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Every connection breaks after a line; a head that was started anew knows nothing."""
+    from ray import job_submission
+
+    class Client:
+        def __init__(self, address: str) -> None:
+            self.answers, self.lines = iter(answers), ["one\n", "two\n", "three\n"]
+            self.shown = 0
+
+        async def tail_job_logs(self, submission: str):
+            self.shown += 1
+            yield "".join(self.lines[: self.shown])
+            raise ConnectionError("broken")
+
+        def get_job_info(self, submission: str) -> SimpleNamespace:
+            if isinstance(answer := next(self.answers), Exception):
+                raise answer
+            status = job_submission.JobStatus(answer)
+            return SimpleNamespace(status=status, driver_exit_code=code, message="")
+
+        def get_job_logs(self, submission: str) -> str:
+            return "".join(self.lines)
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(job_submission, "JobSubmissionClient", Client)
+    monkeypatch.setattr(submit.asyncio, "sleep", sleep)
+    monkeypatch.setattr(submit, "AWAY_S", 0 if code is None else 60)
+    if code is None:
+        with pytest.raises(ValueError, match=said):
+            asyncio.run(submit._follow("http://there", "mine"))
+        return
+    assert asyncio.run(submit._follow("http://there", "mine")) == code
+    found = capsys.readouterr()
+    assert found.out == "one\ntwo\nthree\n" and said in found.err
 
 
 @pytest.mark.parametrize("with_gitignore", [True, False])
