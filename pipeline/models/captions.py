@@ -22,7 +22,7 @@ class WordStates(nn.Module):
     (1-of-K times a matrix in the paper). One learned initial state serves both directions; cells start at 0.
 
     own: how many of a state's 2L numbers are a vector of the word alone, instead of LSTM states; they leave the LSTMs less
-    width to carry the rest of the caption in. Not in the paper, where it is 0; the recipes mnist_composing says what for.
+    width to carry the rest of the caption in. Not in the paper, where it is 0; the recipe digits_demo says what for.
 
     Choice: the backward direction reads each caption from its own last word to its first. The authors' code reverses the
     order of the batch there instead of the order of the words (paper.md 1.3), and reverse="batch" does as it does: while
