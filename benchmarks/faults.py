@@ -234,10 +234,14 @@ def nodes() -> Iterator[Row]:
     def experiment(log: Path) -> subprocess.Popen:
         return start(["jobs.experiment", *words], log, **surroundings)
 
+    def left() -> float:
+        """CPUs of the cluster that nobody uses."""
+        return sum(machine.get("CPU", 0) for machine in ray._private.state.available_resources_per_node().values())
+
     def busiest() -> object:
         """The machine with the least left."""
-        left = ray._private.state.available_resources_per_node()
-        return min(machines, key=lambda machine: left.get(machine.node_id, {}).get("CPU", 0))
+        free = ray._private.state.available_resources_per_node()
+        return min(machines, key=lambda machine: free.get(machine.node_id, {}).get("CPU", 0))
 
     try:
         began = time.monotonic()
@@ -256,9 +260,7 @@ def nodes() -> Iterator[Row]:
             elif stage == "shard":
                 until(lambda: any((out / "shards").rglob("*.tar")))
             else:
-                until(
-                    lambda: sum(v.get("CPU", 0) for v in ray._private.state.available_resources_per_node().values()) < 4
-                )
+                until(lambda process=process: process.poll() is not None or left() < 4)
             gone = busiest()
             in_time = not (here / "result.json").exists()
             cluster.remove_node(gone, allow_graceful=False)
