@@ -14,8 +14,9 @@ Seen on 2026-11-22, 2 cores that others kept busy as well (load 20 to 36, so tim
 
     mlflow   a step of 8.7 ms is 1.047 of itself while MLflow is stopped (medians of 2,000); 4,000 of 4,000 points afterwards
     store    136 requests refused, for 10 s all of them, in every stage: shards, weights and numbers are the same
-    nodes    killed in train, sharpen and evaluate: weights and numbers are the same; figures use no workers
-    head     the job server killed in training: who follows is told after a minute to submit again, which goes on from step 10
+    nodes    killed in shard, train, sharpen and evaluate: shards, weights and numbers are the same; figures use no workers
+    head     the job server killed in training: who follows is told after a minute to submit again, which goes on from step 10;
+             the whole head killed: who follows is told at once that it forgot the job. The schedule's part was not reached, nor `jobs`
 """
 
 from __future__ import annotations
