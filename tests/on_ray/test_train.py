@@ -125,7 +125,7 @@ def test_nothing_is_lost_when_driver_job_and_worker_are_ended_one_after_the_othe
     assert Path(killed).exists()
     assert any("lost the workers" in line for line in lines)
     assert (outcome["reason"], outcome["step"]) == ("finished", STEPS)
-    assert sorted(os.listdir(folder)) == ["checkpoints", "tracking.jsonl"]
+    assert sorted(os.listdir(folder)) == ["checkpoints", "effort.json", "tracking.jsonl"]
 
     undisturbed = order_of(tmp_path / "undisturbed", dataset, config)
     run_ranks(2, train_worker, undisturbed)

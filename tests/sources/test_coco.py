@@ -146,7 +146,7 @@ def test_an_object_store_gives_what_a_disk_gives(tmp_path: Path, bucket: str) ->
     assert here.digest == there.digest
     for mine, its in zip(here.plan, there.plan, strict=True):
         assert pixels(list(here.read(mine))) == pixels(list(there.read(its)))
-    with pytest.raises(ValueError, match=r"got s3://.*/nothing"):
+    with pytest.raises(ValueError, match=r"s3://.*/nothing does not exist"):
         open_source(CONFIG, f"{bucket}/nothing")
 
 
