@@ -224,7 +224,8 @@ def _between(figures: Mapping[str, float], name: str) -> str:
     """A rank with its interval."""
     if name not in figures:
         return NONE
-    return f"{figures[name]:g} ({figures[f'{name}_low']:g} to {figures[f'{name}_high']:g})"
+    middle, low, high = (f"{round(figures[f'{name}{end}'], 1):g}" for end in ("", "_low", "_high"))
+    return f"{middle} ({low} to {high})"
 
 
 def _spread(figures: Mapping[str, float], name: str) -> str:
