@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from jobs import experiment
 from jobs.arguments import Arguments, absolute, entry, parse
-from jobs.workspace import BOUNDED, DRAWLESS, EXECUTION, EXPERIMENT, Workspace
+from jobs.workspace import BOUNDED, DRAWLESS, EXPERIMENT, Workspace, computed
 from pipeline import storage
 from pipeline.config import RunConfig, difference, digest_of, from_dict, to_dict
 from pipeline.tracking import PARENT, Tracker, tracking_uri
@@ -194,16 +194,12 @@ def _check_alike(configs: Sequence[RunConfig]) -> None:
         raise ValueError(f"none of {', '.join(config.name for config in configs)} draws: there is nothing to compare")
     for part, those in (("dataset", configs), ("evaluation", drawing)):
         for config in those[1:]:
-            wanted, other = (_computed(part, one) for one in (those[0], config))
+            wanted, other = (computed(to_dict(one))[part] for one in (those[0], config))
             if changed := difference(wanted, other):
                 raise ValueError(
                     f"{config.name} and {those[0].name} cannot be compared, their {part} differs ({'; '.join(changed)}): "
                     f"say it for all, as --{part}.FIELD VALUE"
                 )
-
-
-def _computed(part: str, config: RunConfig) -> dict:
-    return {name: value for name, value in to_dict(getattr(config, part)).items() if name not in EXECUTION[part]}
 
 
 def _trained_captioner(out: str, run: str, other: RunConfig) -> Workspace:
@@ -214,7 +210,7 @@ def _trained_captioner(out: str, run: str, other: RunConfig) -> Workspace:
     if found.config.model.kind != "captioner":
         raise ValueError(f"--captioner {run}: it is a {found.config.model.kind}")
     found.require("train")
-    if _computed("dataset", found.config) != _computed("dataset", other):
+    if computed(to_dict(found.config))["dataset"] != computed(to_dict(other))["dataset"]:
         raise ValueError(f"--captioner {run}: it was trained on another data set than these systems")
     return found
 

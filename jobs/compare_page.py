@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jobs.artist import Artist
 from jobs.workspace import Workspace
 from pipeline import storage
-from pipeline.config import RunConfig, to_dict
+from pipeline.config import RunConfig, leaves, to_dict
 from pipeline.recipes import RECIPES, find_recipe
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ def names_of(configs: Sequence[RunConfig]) -> list[str]:
 
 def command_of(config: RunConfig) -> str:
     """The command that makes a run: the recipe that is nearest to it, and what differs."""
-    wanted = _leaves(to_dict(config))
+    wanted = dict(leaves(to_dict(config)))
     near = {}
     for name in RECIPES:
-        base = _leaves(to_dict(find_recipe(name)))
+        base = dict(leaves(to_dict(find_recipe(name))))
         if base["model.kind"] == wanted["model.kind"]:
             changed = {field: value for field, value in wanted.items() if base[field] != value}
             near[name] = (config.name != name, len(changed)), changed
@@ -108,13 +108,6 @@ def _no(flag: str) -> str:
     return f"{group}.no-{last}"
 
 
-def _leaves(values: dict, prefix: str = "") -> dict:
-    found = {}
-    for name, value in values.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
 def _system(config: RunConfig) -> str:
     model = config.model
     if model.kind == "draw":
@@ -124,6 +117,12 @@ def _system(config: RunConfig) -> str:
     if model.kind == "vae":
         return {"fc": "Fully-Connected VAE", "conv": "Conv-Deconv VAE"}[model.body]
     return {"lapgan": "LAPGAN", "captioner": "captioner"}.get(model.kind, config.name)
+
+
+def _runs(artists: dict[str, Artist], captioner: Workspace | None) -> dict[str, Workspace]:
+    """All that was trained for the page."""
+    runs = {name: artist.workspace for name, artist in artists.items()}
+    return runs | {"captioner": captioner} if captioner else runs
 
 
 def _lead(artists: dict[str, Artist]) -> str:
@@ -142,9 +141,7 @@ def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Se
     from pipeline.shards.manifest import load_manifest
     from pipeline.training.meter import duration
 
-    runs = {name: artist.workspace for name, artist in artists.items()} | (
-        {"captioner": captioner} if captioner else {}
-    )
+    runs = _runs(artists, captioner)
     lines = [
         "| system | run | steps | images a step | training | MLflow run |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -326,9 +323,7 @@ def _text_image_text(main: Artist, captioner: Workspace) -> list[Section]:
 def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[Section]:
     from pipeline.figures.html import Section
 
-    runs = {name: artist.workspace for name, artist in artists.items()} | (
-        {"captioner": captioner} if captioner else {}
-    )
+    runs = _runs(artists, captioner)
     parts = [part for kind, bound in BOUNDS.items() for part in _curves(kind, bound, runs)]
     see = "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve."
     return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []

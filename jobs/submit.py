@@ -3,10 +3,10 @@
     python -m jobs.submit experiment digits-demo --out out
     python -m jobs.submit --no-wait train mnist-aligndraw --data data/mnist --out out --train.steps 200
 
-It runs `ray job submit` (the command is printed, with *** for what may be secret) and adds what that leaves open: the environment a job needs is passed
-explicitly, relative paths are meant from here when the cluster is this machine, a cluster that cannot be reached is one
-line, the log is followed to the job's end also when its connection breaks, and the exit code is the job's own instead of
-1 for any failure.
+It runs `ray job submit` (the command is printed, with *** for what may be secret) and adds what that leaves open: the
+environment a job needs is passed explicitly, relative paths are meant from here when the cluster is this machine, a cluster
+that cannot be reached is one line, the log is followed to the job's end also when its connection breaks, and the exit code is
+the job's own instead of 1 for any failure.
 
 The cluster is RAY_API_SERVER_ADDRESS, else the one that `make up` started here. Uploaded is this folder less what
 .rayignore and .gitignore name: no data, no results, no secrets.

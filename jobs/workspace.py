@@ -17,11 +17,8 @@ from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 EXPERIMENT = "caption-canvas"  # MLflow's experiment, for all runs
 STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
-BOUNDED = (
-    "draw",
-    "vae",
-)  # kinds of models with a bound on log p(image | caption), whose reconstructions can be sharpened
-DRAWLESS = ("captioner", "skipthought")  # kinds of models that draw nothing
+# Kinds of models: with a bound on log p(image | caption), whose reconstructions can be sharpened; and that draw nothing
+BOUNDED, DRAWLESS = ("draw", "vae"), ("captioner", "skipthought")
 
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {
@@ -91,7 +88,7 @@ class Workspace:
         if storage.exists(path):
             # through the config: a field that was added since the run began had its default
             before = to_dict(from_dict(RunConfig, json.loads(storage.read_text(path))))
-            if changed := difference(_computed(before), _computed(mine)):
+            if changed := difference(computed(before), computed(mine)):
                 raise ValueError(
                     f"run {self.config.name} exists in {self.out} with another config ({'; '.join(changed)}): "
                     f"choose another --name or --out, or remove {self.folder}"
@@ -122,7 +119,7 @@ class Workspace:
                 _HELD.remove(self.folder)
 
 
-def _computed(config: dict) -> dict:
+def computed(config: dict) -> dict:
     """A run's config without what only says how it is executed."""
     return {
         name: {key: value for key, value in part.items() if key not in EXECUTION.get(name, ())}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_type_hints
 
@@ -419,13 +420,17 @@ def digest_of(config: Any) -> str:
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
-def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested fields by their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines 'field: old -> new' for every leaf that differs."""
-    lines = []
-    for name in sorted(set(old) | set(new)):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += difference(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
-    return lines
+    before, after = dict(leaves(old)), dict(leaves(new))
+    pairs = ((name, before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys()))
+    return [f"{name}: {value!r} -> {other!r}" for name, value, other in pairs if value != other]

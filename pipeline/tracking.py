@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.config import leaves
 
 JOURNAL, SENT, LOCK = "tracking.jsonl", "tracking.sent.json", "tracking.lock"
 RUN_TAG = "canvas.run"  # on every MLflow run: the id of ours in its journal
@@ -98,7 +99,7 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters; a nested dict becomes dotted names. A parameter keeps its first value."""
-        self._journal.append({"params": {name: str(value) for name, value in _flat(values)}})
+        self._journal.append({"params": {name: str(value) for name, value in leaves(values)}})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         self._journal.append({"tags": {name: str(value) for name, value in values.items()}})
@@ -448,14 +449,6 @@ def _points(record: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
     """What a record fixes for good: (parameter, None) and (metric, step)."""
     for kind in ("params", "metrics"):
         yield from ((name, record.get("step")) for name in record.get(kind, ()))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _legal(name: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,25 @@ def test_giving_up_on_a_lock_is_up_to_the_caller(tmp_path: Path) -> None:
 QUICK = {"RETRY_S": 0.1, "RENEW_S": 0.5, "SILENT_S": 4.0}
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in QUICK.items():
+        monkeypatch.setattr(storage, name, value)
+
+
+@pytest.fixture
+def holder(bucket: str, quick: None) -> Iterator[multiprocessing.Process]:
+    """Another process, that holds the lock `run/lock` of the bucket."""
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold_claim, args=(f"{bucket}/run/lock", held, 60))
+    process.start()
+    assert held.wait(30)
+    yield process
+    process.kill()
+    process.join()
+
+
 def hold_claim(path: str, held: multiprocessing.Event, seconds: float) -> None:
     vars(storage).update(QUICK)
     with storage.locked(path, busy=lambda holder: None):
@@ -192,47 +212,34 @@ def hold_claim(path: str, held: multiprocessing.Event, seconds: float) -> None:
 
 
 def test_a_lock_in_an_object_store_is_refused_while_its_holder_lives_and_taken_over_after_its_death(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys
+    bucket: str, holder: multiprocessing.Process, capsys
 ) -> None:
-    for name, value in QUICK.items():
-        monkeypatch.setattr(storage, name, value)
-    path, context = f"{bucket}/run/lock", multiprocessing.get_context("spawn")
-    held = context.Event()
-    process = context.Process(target=hold_claim, args=(path, held, 60))
-    process.start()
-    assert held.wait(30)
+    path = f"{bucket}/run/lock"
     time.sleep(2 * QUICK["SILENT_S"])  # it is renewed
 
-    def refuse(holder: str) -> None:
-        raise ValueError(f"in use by {holder}")
+    def refuse(name: str) -> None:
+        raise ValueError(f"in use by {name}")
 
-    holder = f"process {process.pid} on {os.uname().nodename.replace('.', '-')}"
-    with pytest.raises(ValueError, match=f"in use by {holder}$"), storage.locked(path, refuse):
+    name = f"process {holder.pid} on {os.uname().nodename.replace('.', '-')}"
+    with pytest.raises(ValueError, match=f"in use by {name}$"), storage.locked(path, refuse):
         pass
     assert len(storage.listing(path)) == 1, "who was refused leaves nothing"
-    process.kill()
-    process.join()
+    holder.kill()
+    holder.join()
     began = time.monotonic()
     with storage.locked(path, refuse):
         assert time.monotonic() - began > QUICK["SILENT_S"] / 2
         said = capsys.readouterr().out
-        assert f"{holder} is silent for" in said and "taking over" in said
+        assert f"{name} is silent for" in said and "taking over" in said
     assert storage.listing(path) == []
 
 
-def test_a_holder_that_was_cut_off_and_comes_back_ends_itself(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in QUICK.items():
-        monkeypatch.setattr(storage, name, value)
-    path, context = f"{bucket}/run/lock", multiprocessing.get_context("spawn")
-    held = context.Event()
-    process = context.Process(target=hold_claim, args=(path, held, 60))
-    process.start()
-    assert held.wait(30)
-    os.kill(process.pid, signal.SIGSTOP)
-    with storage.locked(path, busy=lambda holder: None):
-        os.kill(process.pid, signal.SIGCONT)
-        process.join(10)
-    assert process.exitcode == -signal.SIGTERM
+def test_a_holder_that_was_cut_off_and_comes_back_ends_itself(bucket: str, holder: multiprocessing.Process) -> None:
+    os.kill(holder.pid, signal.SIGSTOP)
+    with storage.locked(f"{bucket}/run/lock", busy=lambda name: None):
+        os.kill(holder.pid, signal.SIGCONT)
+        holder.join(10)
+    assert holder.exitcode == -signal.SIGTERM
 
 
 def take_turns(path: str, out: str, turns: int) -> None:
