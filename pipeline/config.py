@@ -33,7 +33,7 @@ _RULES = {
     "steps": "at least 1 step",
     "read_size": "a window has at least 1 pixel a side",
     "write_size": "a window has at least 1 pixel a side",
-    "own": "an even number from 0 to below twice model.language",
+    "values": "words are the values of an attention: only with --model.caption align",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
     "lanes": "the lanes divide among the workers: a multiple of workers",
@@ -112,8 +112,8 @@ class DrawConfig:
     """G, width of the generative LSTM."""
     language: int = 128
     """Width of the caption LSTM in each direction."""
-    own: int = 0
-    """Of the 2 x language numbers of a word's state, those that know the word alone; 0: all know the caption (the paper)."""
+    values: Literal["states", "words"] = "states"
+    """What attention adds up: the states it is led by (the paper), or vectors of the words alone."""
     reverse: Literal["words", "batch"] = "words"
     """What the backward caption LSTM reverses: a caption's words, or, by a slip of the authors' code, the batch's captions."""
     align: int = 512
@@ -131,7 +131,7 @@ class DrawConfig:
             steps=self.steps >= 1,
             read_size=self.read_size >= 1,
             write_size=self.write_size >= 1,
-            own=self.own % 2 == 0 and 0 <= self.own < 2 * self.language,
+            values=self.values == "states" or self.caption == "align",
         )
 
 

@@ -71,11 +71,11 @@ def digits_aligndraw() -> RunConfig:
 def digits_demo() -> RunConfig:
     """The demo: digits-aligndraw with larger LSTMs, trained twice as long, and one departure from the paper.
 
-    Most numbers of a word's state know the word alone; 16 are left for the rest of its caption. Digits then come out right at
-    places where training never showed them (README, "What makes it compose").
+    Attention is led by the words' states, but adds up vectors of the words alone, which know nothing of their captions. Digits
+    then come out right beside digits and at places where training never showed them (README, "What makes it compose").
     """
     base = digits_aligndraw()
-    model = replace(base.model, own=112, encoder=192, generator=192)
+    model = replace(base.model, values="words", encoder=192, generator=192)
     train = replace(base.train, steps=8_000, validate_every=1_000, judged=100)
     return replace(base, name="digits-demo", model=model, train=train)
 

@@ -21,9 +21,6 @@ class WordStates(nn.Module):
     No embedding layer: a word picks its row of a (vocabulary x 4L) matrix of gate inputs, one matrix a direction
     (1-of-K times a matrix in the paper). One learned initial state serves both directions; cells start at 0.
 
-    own: how many of a state's 2L numbers are a vector of the word alone, instead of LSTM states; they leave the LSTMs less
-    width to carry the rest of the caption in. Not in the paper, where it is 0; the recipe digits_demo says what for.
-
     Choice: the backward direction reads each caption from its own last word to its first. The authors' code reverses the
     order of the batch there instead of the order of the words (paper.md 1.3), and reverse="batch" does as it does: while
     training and its validation go on, the second LSTM reads another caption of the batch, left to right, the last one for
@@ -32,14 +29,12 @@ class WordStates(nn.Module):
     drawing or a bound must not depend on what else is in its batch.
     """
 
-    def __init__(self, vocabulary: int, width: int, own: int = 0, reverse: str = "words"):
+    def __init__(self, vocabulary: int, width: int, reverse: str = "words"):
         super().__init__()
         self.reverse = reverse
         self.width = 2 * width
-        width -= own // 2
         self.forward_words = nn.Embedding(vocabulary, 4 * width)
         self.backward_words = nn.Embedding(vocabulary, 4 * width)
-        self.own_words = nn.Embedding(vocabulary, own) if own else None
         self.forward_cell = LSTMCell(width)
         self.backward_cell = LSTMCell(width)
         self.start = nn.Parameter(torch.zeros(width))
@@ -55,8 +50,7 @@ class WordStates(nn.Module):
             back = torch.arange(words.shape[1], device=words.device).minimum(others.sum(1, keepdim=True) - 1)
         behind = self._run(self.backward_cell, self.backward_words(read))
         behind = behind.gather(1, back[..., None].expand_as(behind))
-        states = (ahead, behind) if self.own_words is None else (ahead, behind, self.own_words(words))
-        return torch.cat(states, dim=2) * keep[..., None]
+        return torch.cat((ahead, behind), dim=2) * keep[..., None]
 
     def _run(self, cell: LSTMCell, gates: Tensor) -> Tensor:
         """gate inputs (B, N, 4L) -> states (B, N, L), from the first to the last."""
@@ -79,10 +73,10 @@ def reversal(keep: Tensor) -> Tensor:
 class Align(nn.Module):
     """Soft attention over the words, once a drawing step (Bahdanau et al. 2015; alignDRAW's align).
 
-        e_k = v . tanh(U h_k + W g + b),   alpha = softmax over k of e,   s = sum_k alpha_k h_k
+        e_k = v . tanh(U h_k + W g + b),   alpha = softmax over k of e,   s = sum_k alpha_k v_k
 
-    h_k: state of word k; g: generator state of the step before. Unlike the authors' code, a batch may mix caption
-    lengths: `keep` masks padding.
+    h_k: state of word k, the key; g: generator state of the step before; v_k: what word k gives, in the paper h_k again.
+    Unlike the authors' code, a batch may mix caption lengths: `keep` masks padding.
     """
 
     def __init__(self, words: int, generator: int, width: int):
@@ -91,14 +85,14 @@ class Align(nn.Module):
         self.W = nn.Linear(generator, width, bias=False)
         self.v = nn.Linear(width, 1, bias=False)
 
-    def forward(self, states: Tensor, projected: Tensor, query: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """states (B, N, M), projected = U(states) (B, N, A), query = W(g) (B, A) -> s (B, M), alpha (B, N) summing to 1.
+    def forward(self, values: Tensor, projected: Tensor, query: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """values (B, N, M), projected = U(states) (B, N, A), query = W(g) (B, A) -> s (B, M), alpha (B, N) summing to 1.
 
         `projected` does not depend on the step, so the caller computes it once.
         """
         energy = _Energy.apply(projected, query, self.v.weight[0])  # (B, N)
         alpha = energy.masked_fill(~keep, -torch.inf).softmax(dim=1)
-        return torch.bmm(alpha[:, None], states).squeeze(1), alpha
+        return torch.bmm(alpha[:, None], values).squeeze(1), alpha
 
 
 class _Energy(torch.autograd.Function):

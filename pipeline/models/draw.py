@@ -30,7 +30,7 @@ class Caption:
     """A caption as the steps need it; what does not depend on the step is computed once."""
 
     fixed: Tensor | None = None  # (B, 4G) gate input of a sentence vector that is the same at every step
-    states: Tensor | None = None  # (B, N, M) word states, for align
+    values: Tensor | None = None  # (B, N, M) what the words give, for align
     projected: Tensor | None = None  # (B, N, A) U h_k
     keep: Tensor | None = None  # (B, N)
 
@@ -92,6 +92,9 @@ class DrawModel(CaptionModel):
 
     As in the authors' code: log sigma of Q is half a linear layer; mu and log sigma of the prior are tanh of linear layers
     from the second step on; initial hidden states and the canvas c_0 are learned, memories start at 0.
+
+    values="words" is ours: the word states h^lang lead attention, but what it adds up are vectors of the words alone, as in
+    Russin et al. 2019 (arXiv 1904.09708). A word's state can carry its whole caption; what reaches the canvas then cannot.
     """
 
     def __init__(self, config: DrawConfig, vocabulary: int, size: int, channels: int):
@@ -104,10 +107,11 @@ class DrawModel(CaptionModel):
         elif config.caption == "skipthought":
             self.language, sentence = None, config.sentence
         else:
-            self.language = WordStates(vocabulary, config.language, config.own, config.reverse)
+            self.language = WordStates(vocabulary, config.language, config.reverse)
             sentence = self.language.width
         self.sentence_width = sentence
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
+        self.value_words = nn.Embedding(vocabulary, sentence) if config.values == "words" else None
 
         self.read_window = nn.Linear(generator, 5)
         self.encoder = LSTMCell(encoder)
@@ -152,7 +156,7 @@ class DrawModel(CaptionModel):
         if caption.fixed is not None:
             gates, alpha = gates + caption.fixed, None
         else:
-            sentence, alpha = self.align(caption.states, caption.projected, drawing.views.query, caption.keep)
+            sentence, alpha = self.align(caption.values, caption.projected, drawing.views.query, caption.keep)
             gates = weights.sentence.add(gates, sentence)
         hidden, memory = advance(gates, drawing.memory)
         views = weights.look(hidden)
@@ -205,21 +209,24 @@ class DrawModel(CaptionModel):
         )
 
     def describe(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Tensor:
-        """(B, S): the given sentence vector, else the mean of the word states; without captions 0.
+        """(B, S): the given sentence vector, else the mean of what attention adds up; without captions 0.
 
         Given back as `sentence` to a model with word states, a vector stands for the caption at every step. Choice: that is
         how alignDRAW, which has no single sentence vector, scores an image under "the mean sentence" (paper.md 7 item 4).
         """
         if self.config.caption == "none":
             return self.canvas_start.new_zeros(len(words), 1)
-        return sentence if sentence is not None else mean_of_words(self.language(words, keep), keep)
+        if sentence is not None:
+            return sentence
+        return mean_of_words(self.language(words, keep) if self.value_words is None else self.value_words(words), keep)
 
     def _caption(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Caption:
         if sentence is None and self.config.caption == "skipthought":
             raise ValueError("this model draws from sentence vectors (caption = skipthought): the batch has none")
         if sentence is None and self.align is not None:
             states = self.language(words, keep)
-            return Caption(states=states, projected=self.align.U(states), keep=keep)
+            values = states if self.value_words is None else self.value_words(words)
+            return Caption(values=values, projected=self.align.U(states), keep=keep)
         return Caption(fixed=self.generator_sentence(self.describe(words, keep, sentence)))
 
     def _weights(self, infer: bool) -> Weights:

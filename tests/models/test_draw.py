@@ -87,6 +87,7 @@ def loss_of_one(p, config, image, words, sentence, noise):
     """-log p(x | z) and KL of one image (C, S, S) with one caption, and the alignments of the steps."""
     channels, side, _ = image.shape
     states = word_states(p, words) if config.caption in ("align", "mean") else None
+    values = [p["value_words.weight"][word] for word in words] if config.values == "words" else states
     canvas = p["canvas_start"].permute(1, 0, 2)  # rows, channels, columns -> channels, rows, columns
     h_inf, h_gen = p["encoder_start"], p["generator_start"]
     c_inf, c_gen = torch.zeros_like(h_inf), torch.zeros_like(h_gen)
@@ -122,7 +123,7 @@ def loss_of_one(p, config, image, words, sentence, noise):
             )
             alpha = torch.exp(energy) / torch.exp(energy).sum()
             alphas.append(alpha)
-            s = sum(a * h_k for a, h_k in zip(alpha, states))
+            s = sum(a * v_k for a, v_k in zip(alpha, values))
         else:
             s = sum(states) / len(states) if config.caption == "mean" else sentence
             if config.caption == "none":
@@ -141,6 +142,7 @@ CASES = [
     pytest.param(replace(SMALL, steps=1), 1, id="grey, 1 step"),
     pytest.param(SMALL, 1, id="grey, 3 steps"),
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
+    pytest.param(replace(SMALL, values="words"), 1, id="grey, values of the words alone"),
     pytest.param(replace(SMALL, caption="mean"), 3, id="colour, noalign"),
     pytest.param(replace(SMALL, caption="skipthought"), 1, id="grey, skipthought"),
     pytest.param(replace(SMALL, caption="none"), 1, id="grey, no caption"),
@@ -213,14 +215,16 @@ def test_a_caption_in_a_batch_of_mixed_lengths_gets_the_same_result_as_alone():
         torch.testing.assert_close(single.images, drawn.images[row : row + 1])
 
 
-def test_the_own_numbers_of_a_word_state_know_nothing_of_the_other_words():
-    states = captions.WordStates(9, 4, own=6)
+def test_where_words_are_the_values_a_step_is_told_nothing_but_which_words_there_are_and_how_much_of_each():
+    model = random_model(replace(SMALL, values="words"), 1)
     keep = torch.ones(1, 3, dtype=torch.bool)
-    one, other = (states(torch.tensor([words]), keep) for words in ([2, 3, 4], [5, 3, 7]))
-    assert one.shape == (1, 3, 8)
-    assert one[0, 1, 2:].equal(other[0, 1, 2:])
-    assert one[0, 1, 2:].equal(states.own_words.weight[3])
-    assert (one[0, 1, :2] != other[0, 1, :2]).all()
+    told = {ids: model._caption(torch.tensor([ids]), keep, None) for ids in ((2, 3, 4), (5, 3, 7))}
+    one, other = told.values()
+    assert one.values[0, 1].equal(other.values[0, 1]), "the same word among others"
+    assert not torch.allclose(one.projected[0, 1], other.projected[0, 1]), "attention knows the others"
+    torch.testing.assert_close(
+        model.describe(torch.tensor([[2, 3, 4]]), keep, None), model.describe(torch.tensor([[4, 2, 3]]), keep, None)
+    )
 
 
 def test_energies_and_their_gradients_do_not_depend_on_how_many_captions_are_taken_at_a_time(monkeypatch):
@@ -280,6 +284,11 @@ def test_a_sentence_vector_given_to_a_model_with_word_states_replaces_the_attend
     vectors = model.describe(batch.words, batch.keep, None)
     given = Batch(batch.images, batch.words, batch.keep, (), vectors)
     torch.testing.assert_close(model.terms(given, noise).total, model.terms(batch, noise).total)
+
+
+def test_words_are_the_values_of_an_attention_only():
+    with pytest.raises(ValueError, match="only with --model.caption align"):
+        replace(SMALL, caption="mean", values="words")
 
 
 @pytest.mark.parametrize(
