@@ -210,12 +210,13 @@ def plain(name: str):
     return step, sample
 
 
-def serve(variant: str, name: str, threads: int, pipe) -> None:
+def serve(variant: str, name: str, threads: int, precision: str, pipe) -> None:
     """A variant's process: answers 'step' and 'sample' with seconds, 'memory' with the peak in MB."""
     import torch
 
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if variant == "matmuls":
         from pipeline.recipes import find_recipe
@@ -236,12 +237,12 @@ def serve(variant: str, name: str, threads: int, pipe) -> None:
         pipe.send(time.perf_counter() - start)
 
 
-def measure(name: str, repeats: int, threads: int) -> list[str]:
+def measure(name: str, repeats: int, threads: int, precision: str) -> list[str]:
     """The table's rows of one configuration."""
     context, pipes, told = multiprocessing.get_context("spawn"), {}, {}
     for variant in ("ours", "plain", "matmuls"):
         pipes[variant], theirs = context.Pipe()
-        context.Process(target=serve, args=(variant, name, threads, theirs), daemon=True).start()
+        context.Process(target=serve, args=(variant, name, threads, precision, theirs), daemon=True).start()
         told[variant] = pipes[variant].recv()
 
     def ask(variant: str, order: str) -> float:
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", choices=sorted(RECIPES), default=sorted(RECIPES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help="as train.matmul")
     options = parser.parse_args()
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {options.threads} threads, n = {options.repeats}"
@@ -291,7 +293,7 @@ def main() -> None:
     print("| configuration | variant | ms a step | min-max, s | images/s | floor / it | MB above import | drawn/s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in options.configs:
-        print("\n".join(measure(name, options.repeats, options.threads)), flush=True)
+        print("\n".join(measure(name, options.repeats, options.threads, options.precision)), flush=True)
 
 
 if __name__ == "__main__":

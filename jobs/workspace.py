@@ -23,7 +23,10 @@ BOUNDED, DRAWLESS = ("draw", "vae"), ("captioner", "skipthought")
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {
     "dataset": ("max_rejected",),
-    "train": ("workers", "min_workers", "threads", "gpu", "retries", "accumulate", "judged", "log_every", "save_every"),
+    "train": (
+        *("workers", "min_workers", "threads", "gpu", "matmul"),
+        *("retries", "accumulate", "judged", "log_every", "save_every"),
+    ),
     "sharpen": ("log_every", "save_every"),
     "evaluation": ("workers", "gpu"),
 }

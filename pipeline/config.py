@@ -269,6 +269,8 @@ class TrainConfig:
     """CPU cores, and torch threads, of a worker."""
     gpu: bool = False
     """One GPU a worker, NCCL between them."""
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    """Precision of matrix products as PyTorch names it. high: TF32 on a GPU; medium: bfloat16 on a CPU that has such units."""
     retries: int = 3
     """Restarts of a failed worker group before training gives up."""
 

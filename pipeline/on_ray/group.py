@@ -115,8 +115,9 @@ def run_group(
 
 
 def enter_group(config: TrainConfig) -> Ranks | None:
-    """First line of a worker: threads, device and place in the group; None for one that is left over (ranks.join)."""
+    """First line of a worker: threads, precision, device and place in the group; None for one that is left over (ranks.join)."""
     torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.matmul)
     # Squares that RMSprop has decayed, and Gaussian windows, are denormal numbers: a hundred times slower, and as good as 0.
     torch.set_flush_denormal(True)
     device = get_device() if config.gpu else "cpu"

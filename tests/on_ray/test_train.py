@@ -222,6 +222,21 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen, timeout_s: flo
 # ---- the same worker without Ray
 
 
+@pytest.mark.parametrize(("asked", "worst"), [("highest", 1e-6), ("medium", 2e-2)])
+def test_a_worker_multiplies_as_precisely_as_asked(asked: str, worst: float) -> None:
+    threads = torch.get_num_threads()
+    try:
+        group.enter_group(replace(config_of().train, matmul=asked))
+        assert torch.get_float32_matmul_precision() == asked
+        left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+        exact = left.double() @ right.double()
+        assert ((left @ right).double() - exact).norm() / exact.norm() < worst
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
 def test_the_number_of_workers_changes_nothing_but_rounding(dataset: str, tmp_path: Path) -> None:
     for ranks in (1, 2, 4):
         results = run_ranks(ranks, train_worker, order_of(tmp_path / f"of-{ranks}", dataset, config_of()))
