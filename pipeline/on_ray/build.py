@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from pipeline import storage
 from pipeline.config import DatasetConfig
+from pipeline.on_ray.pool import loss
 from pipeline.sample import SPLITS, Manifest, ShardPlan, ShardRecord
 from pipeline.shards.manifest import (
     MANIFEST,
@@ -38,7 +39,7 @@ from pipeline.shards.write import RECORDS, FinishedShard, fits, retry_shard, wri
 from pipeline.sources.source import Source
 from pipeline.text.vocabulary import Vocabulary
 
-RETRIES = 3  # of a task that raised OSError or whose process died
+RETRIES = 3  # of a task that raised OSError or whose process died; for want of memory, see on_ray/connect.py
 GIVE_UP = 10  # failed shards after which no new ones are started: it is not the shards
 PROGRESS_S = 5.0
 SHARDS_A_CHECK = 32  # verified by one task
@@ -98,7 +99,10 @@ def verify_dataset(manifest: Manifest, log: Log = print) -> dict[str, str]:
     check = ray.remote(_check_shards).options(num_cpus=1, max_retries=RETRIES)
     started, shown, damaged = time.monotonic(), time.monotonic(), {}
     for number, reference in _in_order(partial(check.remote, manifest), blocks):
-        damaged.update(ray.get(reference))
+        try:
+            damaged.update(ray.get(reference))
+        except OutOfMemoryError as error:
+            raise OSError(f"verifying ended: {loss(error)}; end other programs, then type the command again") from None
         if time.monotonic() - shown > PROGRESS_S:
             shown = time.monotonic()
             log(f"verified {number * SHARDS_A_CHECK:,}/{len(manifest.shards):,} shards, {len(damaged)} damaged")
@@ -237,7 +241,7 @@ def _result(reference: ray.ObjectRef) -> Outcome:
             raise
         return Outcome(0, {}, " ".join(str(error.cause).split()))
     except RayError as error:  # its process died again and again
-        return Outcome(0, {}, str(error).split("\n")[0])
+        return Outcome(0, {}, loss(error))
 
 
 class Progress:

@@ -6,6 +6,7 @@ how many there are, or whether it is done again: a lost worker is replaced and i
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 TRIES = 3  # times a block is given to a worker that then dies, before it is taken for the cause
 PROGRESS_S = 10.0
@@ -77,12 +78,12 @@ class Pool:
                 actor, at = self.busy.pop(reference)
                 try:
                     result = ray.get(reference)
-                except RayActorError as error:
+                except (RayActorError, OutOfMemoryError) as error:
                     self._replace(error)
                     if at is not None:
                         tries[at] = tries.get(at, 0) + 1
                         if tries[at] == TRIES:
-                            raise RuntimeError(f"{work[at[0]][at[1]]} ended {TRIES} workers") from error
+                            raise _given_up(f"{work[at[0]][at[1]]} ended {TRIES} workers", error) from error
                         waiting.appendleft(at)
                     continue
                 except RayTaskError as error:
@@ -106,9 +107,26 @@ class Pool:
         actor = self.kind.remote()
         self.busy[actor.start.remote(self.make)] = actor, None
 
-    def _replace(self, error: RayActorError) -> None:
+    def _replace(self, error: RayActorError | OutOfMemoryError) -> None:
         self.lost += 1
-        self.log(f"lost a worker ({' '.join(str(error).split())[:120]}): starting another")
+        self.log(f"lost a worker ({loss(error)}): starting another")
         if self.lost > TRIES * self.workers:
-            raise RuntimeError(f"lost {self.lost} workers: something ends them, see their logs") from error
+            raise _given_up(f"lost {self.lost} workers", error) from error
         self._start()
+
+
+def loss(error: RayError) -> str:
+    """Why Ray lost a process, in one line; of a full memory it says fifty."""
+    if isinstance(error, OutOfMemoryError):
+        used = re.search(r"was (\S+) used / (\S+) limit", str(error))
+        return "the memory of its machine was full" + (f", {used[1]} of {used[2]}" if used else "")
+    return " ".join(str(error).split())[:120]
+
+
+def _given_up(words: str, error: RayError) -> Exception:
+    """A full memory is the user's to mend, and one line; what else ends workers again and again is a fault of ours."""
+    if isinstance(error, OutOfMemoryError):
+        return OSError(
+            f"{words}: {loss(error)}; end other programs or ask for fewer workers, then type the command again"
+        )
+    return RuntimeError(f"{words}: see their logs")
