@@ -147,8 +147,8 @@ def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Se
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for name, run in runs.items():
-        trained, spent = run.require("train"), _seconds(run)
-        took = duration(spent) if spent else "-"
+        trained = run.require("train")
+        took = duration(trained["seconds"]) if "seconds" in trained else "-"
         identity = trained.get("mlflow_run_id") or "-"
         lines.append(
             f"| {name} | {run.config.name} | {trained['step']:,} | {run.config.train.batch} | {took} | {identity} |"
@@ -358,13 +358,6 @@ def _curves(kind: str, bound: str, runs: dict[str, Workspace]) -> list[Charts]:
         light, dark = (curves(series, across, bound, dark) for dark in (False, True))
         charts.append(Chart(light, dark, f"{bound} over {across}: {ends}"))
     return [Charts(charts)]
-
-
-def _seconds(run: Workspace) -> float:
-    """How long a run trained."""
-    from pipeline.tracking import history
-
-    return max((point[1] for points in history(run.stage("train")).values() for point in points), default=0.0)
 
 
 def _drawn(artist: Artist, captions: Sequence[str], images: Sequence[np.ndarray] = (), first: int = 0) -> list[Card]:
