@@ -233,19 +233,19 @@ def _flips(main: Artist) -> list[Section]:
 
 
 def _new_compositions(main: Artist) -> list[Section]:
-    """Digits where training never showed them; scenes that no photograph shows."""
+    """Digits where no training caption names them; scenes that no photograph shows."""
     from pipeline.figures.captions import NOVEL
     from pipeline.figures.html import Card, Cards, Section
 
     if main.digits:
         placed, parts, first = main.placed(), [], 100
         for group, heading in (
-            ("one_digit/held_out", "One digit at a place where training never showed it"),
-            ("two_digits/held_out", "Two digits, of which one never stood at its place"),
+            ("one_digit/held_out", "One digit in a corner where no training image has it"),
+            ("two_digits/held_out", "Two digits, one of them where no training caption names it"),
         ):
             parts.append(Cards(_drawn(main, placed[group], first=first), heading))
             first += len(placed[group])
-        see = "Training showed each of these digits, and each of these places, but never together."
+        see = "Training had each of these digits, and the rest of each of these captions, but never together."
         return [Section("Held-out combinations", see, parts)]
     known = [caption for caption in NOVEL if main.knows([caption])]
     if not known:

@@ -126,7 +126,7 @@ def _digit_sections(artist: Artist) -> list[tuple]:
     return [
         ("One digit, at places where training showed it", groups["one_digit/seen"], {}),
         ("Two digits, in combinations that training showed", groups["two_digits/seen"], {}),
-        ("Held out: digits at places where training never showed them", held_out, {}),
+        ("Held out: digits where no training caption names them", held_out, {}),
     ]
 
 

@@ -154,8 +154,8 @@ def faithfulness_table(systems: Sequence[System]) -> Table:
         rows.append(["the judge on real canvases", label, "", "", "", _share(judge, f"judge/{name}")])
     note = (
         "% of drawings ± standard error that a classifier of real placed digits reads as their caption says: as many digits, "
-        "the same digits wherever they are, something at the right places and nowhere else, all of it. Held out: combinations "
-        "of digit and place that training never showed."
+        "the same digits wherever they are, something at the right places and nowhere else, all of it. Held out: captions "
+        "with a digit where no training caption names it; of one digit, no training image shows it there either."
     )
     return Table("Faithfulness to the caption", _markdown(["system", "captions", *VERDICTS.values()], rows), note)
 

@@ -1,8 +1,9 @@
 """MNIST with captions (paper section 5.2, the authors' create-captions.py): one or two digits on a black 60x60 canvas.
 
-Eight templates of exactly 12 tokens say which digits there are and where. Some digit and place combinations are held out:
-they are drawn once from the seed, recorded in the facts of the data set, and appear in no sample of any split, so drawing
-them is generalisation. The digits come from the IDX files of MNIST or, with nothing to download, from scikit-learn's
+Eight templates of exactly 12 tokens say which digits there are and where. Some combinations of template, slot and digit are
+held out: they are drawn once from the seed, recorded in the facts of the data set, and appear in no sample of any split, so
+drawing them is generalisation. A template of one digit has its corner to itself: what it holds out is on no image. A place of
+the others belongs to two templates, so most digits that one holds out there are on images of the other. The digits come from the IDX files of MNIST or, with nothing to download, from scikit-learn's
 packaged handwritten digits (8x8, enlarged). The splits use disjoint source digits.
 
 Choice: each template and slot holds out exactly one digit; the authors draw from 0 to 10, where 10 bans nothing.
