@@ -69,24 +69,24 @@ def digits_aligndraw() -> RunConfig:
 
 @recipe
 def digits_demo() -> RunConfig:
-    """The demo: digits-aligndraw with larger LSTMs, trained twice as long, and one departure from the paper.
+    """The demo: digits-aligndraw with larger LSTMs, and one departure from the paper.
 
     Attention is led by the words' states, but adds up vectors of the words alone, which know nothing of their captions. Digits
     then come out right beside digits and at places where training never showed them (README, "What makes it compose").
     """
     base = digits_aligndraw()
     model = replace(base.model, values="words", encoder=192, generator=192)
-    train = replace(base.train, steps=8_000, validate_every=1_000, judged=100)
+    train = replace(base.train, steps=5_000, validate_every=1_000, judged=100)
     return replace(base, name="digits-demo", model=model, train=train)
 
 
 @recipe
 def mnist_composing() -> RunConfig:
-    """digits-demo on real MNIST digits, and half as long again."""
+    """digits-demo on real MNIST digits, for more steps."""
     base = digits_demo()
     dataset = replace(base.dataset, source="mnist", train=100_000, val=10_000, test=10_000)
     evaluation = replace(base.evaluation, images=1_000, judge_steps=8_000)
-    train = replace(base.train, steps=12_000)
+    train = replace(base.train, steps=8_000)
     return replace(base, name="mnist-composing", dataset=dataset, train=train, evaluation=evaluation)
 
 
