@@ -60,14 +60,17 @@ def main(argv: list[str] | None = None) -> int:
         )
     if accepted.returncode:
         raise ValueError(f"Ray at {address} did not accept the job: {accepted.stdout.strip()[-1000:]}")
+    later = f"Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}"
+    if "RAY_API_SERVER_ADDRESS" not in os.environ:  # we know where `make up` started Ray, `ray` does not
+        later += '   Before either: eval "$(python -m cluster.local env)"'
     if options.no_wait:
-        print(f"Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}")
+        print(later)
         return 0
     os.environ.update({name: value for name, value in surroundings.items() if name.startswith("RAY_")})
     try:
         return asyncio.run(_follow(address, submission))
     except KeyboardInterrupt:
-        print(f"\nThe job goes on. Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}")
+        print(f"\nThe job goes on. {later}")
         return 130
 
 

@@ -137,6 +137,24 @@ def test_a_job_gets_the_variables_it_needs_and_no_others(monkeypatch: pytest.Mon
         submit.environment(here, "http://127.0.0.1:8265", ["NOT_SET"])
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_leaves_a_job_is_told_how_to_reach_it_from_that_very_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, told: bool
+) -> None:
+    started = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    for name, value in started.items() if told else ():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(submit.local, "environment", lambda: started)
+    monkeypatch.setattr(submit, "reachable", lambda surroundings: surroundings["RAY_API_SERVER_ADDRESS"])
+    accepted = subprocess.CompletedProcess([], 0, "")
+    monkeypatch.setattr(submit.subprocess, "run", lambda command, **options: accepted)
+    monkeypatch.setattr(submit, "git_commit", lambda: "unknown")
+    assert submit.main(["--no-wait", "--id", "mine", "train", "tiny-aligndraw"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "ray job stop mine" in last and last.endswith('eval "$(python -m cluster.local env)"') != told
+
+
 @pytest.mark.parametrize(
     ("answers", "code", "said"),
     [
