@@ -15,7 +15,7 @@ Seen on 2026-11-22 and 23, 2 cores that others kept busy as well (load 20 to 40,
     jobs     20 submitted at once end in 129 s, the two that have nothing to do with exit code 2, the others with 0; 36 runs, none twice
     mlflow   a step of 8.7 ms is 1.047 of itself while MLflow is stopped (medians of 2,000); 4,000 of 4,000 points afterwards
     store    136 requests refused, for 10 s all of them, in every stage: shards, weights and numbers are the same
-    nodes    killed in shard, train, sharpen and evaluate: shards, weights and numbers are the same; figures use no workers
+    nodes    killed in shard, train, sharpen, evaluate and figures, which use no workers: shards, weights and numbers are the same
     head     the job server killed in training: who follows is told after a minute to submit again, which goes on from step 20;
              the whole head killed: who follows is told at once that it forgot the job, and it goes on from step 5. Killed under
              a schedule: it says that no Ray is there, submits the job again under its id when one is, and decides once: 1 version
