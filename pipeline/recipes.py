@@ -72,7 +72,7 @@ def digits_demo() -> RunConfig:
     """The demo: digits-aligndraw with larger LSTMs, and one departure from the paper.
 
     Attention is led by the words' states, but adds up vectors of the words alone, which know nothing of their captions. Digits
-    then come out right beside digits and at places where training never showed them (README, "What makes it compose").
+    then come out right beside digits and at places where training never showed them (docs/findings.md).
     """
     base = digits_aligndraw()
     model = replace(base.model, values="words", encoder=192, generator=192)

@@ -92,7 +92,7 @@ def test_where_the_memory_is_full_tasks_and_workers_are_not_started_for_ever(
     full = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
     full |= {"RAY_task_oom_retry_delay_base_ms": "1", "RAY_TMPDIR": f"{ray_environment['HOME']}/full"}
     command = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path / "source"), str(tmp_path / "set"), dataset]
-    said = subprocess.run(command, cwd=ROOT, env=os.environ | full, capture_output=True, text=True, timeout=120)
+    said = subprocess.run(command, cwd=ROOT, env=os.environ | full, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stdout + said.stderr
     shards, verified, workers = re.findall("^ended: (.*)", said.stdout, re.MULTILINE)
     why = r"the memory of its machine was full, [\d.]+GB of [\d.]+GB"
