@@ -122,7 +122,7 @@ def enter_group(config: TrainConfig) -> Ranks | None:
     torch.set_flush_denormal(True)
     device = get_device() if config.gpu else "cpu"
     if (ranks := join(config.batch // config.accumulate, config.lanes, device=device)) is None:
-        _aside(_watch_machines, threading.Event())  # the others ask together with us
+        _aside(_watch_machines, threading.Event(), threading.Event())  # the others ask together with us
     return ranks
 
 
@@ -130,29 +130,32 @@ class StopRequest:
     """Whether the run is to end: it was asked to, or a machine of the group will be taken away.
 
     Made on every rank and called before every step; the loop makes what one rank wants known to all. What takes its time
-    (an object store, an answer from Ray) happens aside.
+    (an object store, an answer from Ray) happens aside, until it is closed.
     """
 
     def __init__(self, path: str, first: bool):
-        self._asked = threading.Event()
-        _aside(_watch_machines, self._asked)
+        self._asked, self._closed = threading.Event(), threading.Event()
+        _aside(_watch_machines, self._asked, self._closed)
         if first:
-            _aside(_watch_file, path, self._asked)
+            _aside(_watch_file, path, self._asked, self._closed)
 
     def __call__(self) -> bool:
         return self._asked.is_set()
 
+    def close(self) -> None:
+        self._closed.set()
 
-def _watch_file(path: str, asked: threading.Event) -> None:
-    while not asked.wait(LOOK_EVERY_S):
+
+def _watch_file(path: str, asked: threading.Event, closed: threading.Event) -> None:
+    while not asked.is_set() and not closed.wait(LOOK_EVERY_S):
         with contextlib.suppress(OSError):  # no answer this time: ask again
             if storage.exists(path):
                 asked.set()
 
 
-def _watch_machines(asked: threading.Event) -> None:
+def _watch_machines(asked: threading.Event, closed: threading.Event) -> None:
     """Ray knows when a node gets SIGTERM, or is drained, some time before it goes. All ranks ask together."""
-    while not asked.wait(ASK_EVERY_S):
+    while not asked.is_set() and not closed.wait(ASK_EVERY_S):
         try:
             if get_preemption_info() is not None:
                 asked.set()

@@ -68,7 +68,11 @@ def sharpen_worker(order: dict) -> dict | None:
         if ranks.first:
             checkpoint.save(folder, state, origin, bound=bound, say=say)
 
-    with contextlib.closing(batches), first_rank_log(order, ranks) as log:
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(StopRequest(order["stop"], ranks.first)) as stop,
+        first_rank_log(order, ranks) as log,
+    ):
         outcome = fit_adversarial(
             state,
             Levels([state.networks["sharpener"].generator]),
@@ -79,7 +83,7 @@ def sharpen_worker(order: dict) -> dict | None:
             ranks=ranks,
             log=log,
             save=save,
-            stop=StopRequest(order["stop"], ranks.first),
+            stop=stop,
             say=say,
         )
     return {"reason": outcome.reason, "step": outcome.step, "images_per_s": round(outcome.images_per_s, 1)}

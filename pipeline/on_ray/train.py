@@ -97,8 +97,11 @@ def train_worker(order: dict) -> dict | None:
             checkpoint.save(folder, state, origin, bound=bound, say=say)
         effort.keep()
 
-    with contextlib.closing(batches), first_rank_log(order, ranks) as log:
-        stop = StopRequest(order["stop"], ranks.first)
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(StopRequest(order["stop"], ranks.first)) as stop,
+        first_rank_log(order, ranks) as log,
+    ):
         around = {"ranks": ranks, "log": log, "save": save, "stop": stop, "say": say}
         if isinstance(lapgan := state.model, Lapgan):
             outcome = fit_adversarial(state, lapgan.generators, batches, pyramids_of(lapgan), config.train, **around)

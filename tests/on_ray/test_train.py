@@ -438,6 +438,17 @@ def test_sigterm_reaches_the_first_rank_by_a_file(monkeypatch: pytest.MonkeyPatc
     assert not storage.exists(f"{tmp_path}/stop")
 
 
+def test_nobody_looks_for_a_request_to_stop_once_training_is_over(dataset: str, tmp_path: Path) -> None:
+    def watchers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name in ("_watch_file", "_watch_machines")]
+
+    before = watchers()
+    train_worker(order_of(tmp_path, dataset, config_of(steps=3)))
+    for thread in set(watchers()) - set(before):
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_digits_drawn_at_each_validation_have_a_curve_and_change_no_weight(tmp_path: Path, dataset: str) -> None:
     config = config_of(judged=3)
     judge = Scorer(Order(dataset, "", None, config.evaluation)).judge()
