@@ -13,7 +13,8 @@ tests/on_ray/test_train.py, tests/test_schedule.py).
 Seen on 2026-11-22 and 23, 2 cores that others kept busy as well (load 20 to 40, so times are long):
 
     jobs     20 submitted at once end in 129 s, the two that have nothing to do with exit code 2, the others with 0; 36 runs, none twice
-    mlflow   a step of 8.7 ms is 1.047 of itself while MLflow is stopped (medians of 2,000); 4,000 of 4,000 points afterwards
+    mlflow   a step of 6.8 ms is 1.027 of itself while MLflow is stopped (medians of 2,000, nothing else running; 1.047 of 8.7 ms
+             on the busy machine); 4,000 of 4,000 points afterwards
     store    136 requests refused, for 10 s all of them, in every stage: shards, weights and numbers are the same
     nodes    killed in shard, train, sharpen, evaluate and figures, which use no workers: shards, weights and numbers are the same
     head     the job server killed in training: who follows is told after a minute to submit again, which goes on from step 20;
