@@ -24,8 +24,16 @@ BOUNDED, DRAWLESS = ("draw", "vae"), ("captioner", "skipthought")
 EXECUTION = {
     "dataset": ("max_rejected",),
     "train": (
-        *("workers", "min_workers", "threads", "gpu", "matmul"),
-        *("retries", "accumulate", "judged", "log_every", "save_every"),
+        "workers",
+        "min_workers",
+        "threads",
+        "gpu",
+        "matmul",
+        "retries",
+        "accumulate",
+        "judged",
+        "log_every",
+        "save_every",
     ),
     "sharpen": ("log_every", "save_every"),
     "evaluation": ("workers", "gpu"),

@@ -71,8 +71,8 @@ def digits_aligndraw() -> RunConfig:
 def digits_demo() -> RunConfig:
     """The demo: digits-aligndraw with larger LSTMs, and one departure from the paper.
 
-    Attention is led by the words' states, but adds up vectors of the words alone, which know nothing of their captions. Digits
-    then come out right beside digits and at places where training never showed them (docs/findings.md).
+    Attention is led by the words' states, but adds up vectors of the words alone, which know nothing of their captions. Two
+    digits then mostly come out right also where no training caption names one of them (docs/findings.md).
     """
     base = digits_aligndraw()
     model = replace(base.model, values="words", encoder=192, generator=192)

@@ -73,9 +73,9 @@ def reversal(keep: Tensor) -> Tensor:
 class Align(nn.Module):
     """Soft attention over the words, once a drawing step (Bahdanau et al. 2015; alignDRAW's align).
 
-        e_k = v . tanh(U h_k + W g + b),   alpha = softmax over k of e,   s = sum_k alpha_k v_k
+        e_k = v . tanh(U h_k + W g + b),   alpha = softmax over k of e,   s = sum_k alpha_k m_k
 
-    h_k: state of word k, the key; g: generator state of the step before; v_k: what word k gives, in the paper h_k again.
+    h_k: state of word k, the key; g: generator state of the step before; m_k: what word k gives, in the paper h_k again.
     Unlike the authors' code, a batch may mix caption lengths: `keep` masks padding.
     """
 

@@ -122,7 +122,7 @@ def enter_group(config: TrainConfig) -> Ranks | None:
     torch.set_flush_denormal(True)
     device = get_device() if config.gpu else "cpu"
     if (ranks := join(config.batch // config.accumulate, config.lanes, device=device)) is None:
-        _aside(_watch_machines, threading.Event(), threading.Event())  # the others ask together with us
+        _aside(_watch_machines, threading.Event())  # the others ask together with us
     return ranks
 
 
@@ -134,28 +134,29 @@ class StopRequest:
     """
 
     def __init__(self, path: str, first: bool):
-        self._asked, self._closed = threading.Event(), threading.Event()
-        _aside(_watch_machines, self._asked, self._closed)
+        self._asked = threading.Event()
+        _aside(_watch_machines, self._asked)
         if first:
-            _aside(_watch_file, path, self._asked, self._closed)
+            _aside(_watch_file, path, self._asked)
 
     def __call__(self) -> bool:
         return self._asked.is_set()
 
     def close(self) -> None:
-        self._closed.set()
+        """The loop is over: what waits for a request ends, as after one."""
+        self._asked.set()
 
 
-def _watch_file(path: str, asked: threading.Event, closed: threading.Event) -> None:
-    while not asked.is_set() and not closed.wait(LOOK_EVERY_S):
+def _watch_file(path: str, asked: threading.Event) -> None:
+    while not asked.wait(LOOK_EVERY_S):
         with contextlib.suppress(OSError):  # no answer this time: ask again
             if storage.exists(path):
                 asked.set()
 
 
-def _watch_machines(asked: threading.Event, closed: threading.Event) -> None:
+def _watch_machines(asked: threading.Event) -> None:
     """Ray knows when a node gets SIGTERM, or is drained, some time before it goes. All ranks ask together."""
-    while not asked.is_set() and not closed.wait(ASK_EVERY_S):
+    while not asked.wait(ASK_EVERY_S):
         try:
             if get_preemption_info() is not None:
                 asked.set()
