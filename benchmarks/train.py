@@ -10,6 +10,9 @@ a step when told; variants alternate, and medians over the repeats are printed:
     plain      the equations as a reader of the paper writes them in PyTorch: below, sharing no code with the project
     matmuls    the floor: only the matrix products of the step, at the shapes it needs, into buffers made beforehand
     peak       the same number of operations at the rate of one large matrix product
+
+    python -m benchmarks.train --gpu --precision high    # on a GPU, and with a variant more
+    graph      ours as one CUDA graph (train.graph)
 """
 
 from __future__ import annotations
@@ -83,11 +86,20 @@ def peak_rate() -> float:
     for _ in range(5):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
+        finish(a.device)
         times.append(time.perf_counter() - start)
     return 2 * 2048**3 / min(times)
 
 
-def ours(name: str):
+def finish(device) -> None:
+    """Wait until the device has done what it was asked for."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ours(name: str, device: str, graph: bool):
     """(one training step, one sampling of a batch) of the project's model."""
     import torch
 
@@ -96,28 +108,30 @@ def ours(name: str):
     from pipeline.recipes import find_recipe
     from pipeline.sample import Batch
     from pipeline.training.fit import take_step
+    from pipeline.training.graph import Graph
     from pipeline.training.optim import make_optimizer
-    from pipeline.training.ranks import ALONE
+    from pipeline.training.ranks import Ranks
     from pipeline.training.state import TrainState
 
     recipe, vocabulary, size, channels = RECIPES[name]
     config = find_recipe(recipe)
-    model = build_model(config.model, vocabulary, size, channels)
-    state = TrainState.of(model, make_optimizer(model, config.train))
+    model = build_model(config.model, vocabulary, size, channels).to(device)
+    state, ranks = TrainState.of(model, make_optimizer(model, config.train)), Ranks(device=torch.device(device))
+    network = Graph(model, ranks) if graph else model
     random = torch.Generator().manual_seed(0)
     batch = Batch(
         torch.rand(BATCH, channels, size, size, generator=random),
         torch.randint(2, vocabulary, (BATCH, WORDS), generator=random),
         torch.ones(BATCH, WORDS, dtype=torch.bool),
         ("",) * BATCH,
-    )
+    ).to(device)
 
     def step():
-        take_step(state, model, batch, config.train, ALONE)
+        take_step(state, network, batch, config.train, ranks)
 
     @torch.no_grad()
     def sample():
-        model.sample(batch.words, batch.keep, None, noise_rows(model.noise_shape, BATCH, (1,)))
+        model.sample(batch.words, batch.keep, None, noise_rows(model.noise_shape, BATCH, (1,), device))
 
     return step, sample
 
@@ -210,7 +224,7 @@ def plain(name: str):
     return step, sample
 
 
-def serve(variant: str, name: str, threads: int, precision: str, pipe) -> None:
+def serve(variant: str, name: str, threads: int, precision: str, device: str, pipe) -> None:
     """A variant's process: answers 'step' and 'sample' with seconds, 'memory' with the peak in MB."""
     import torch
 
@@ -221,28 +235,36 @@ def serve(variant: str, name: str, threads: int, precision: str, pipe) -> None:
     if variant == "matmuls":
         from pipeline.recipes import find_recipe
 
+        torch.set_default_device(device)
         recipe, vocabulary, size, channels = RECIPES[name]
         run, operations = floor(find_recipe(recipe).model, vocabulary, size, channels)
         step, sample = run, None
         pipe.send((operations, peak_rate()))
+    elif variant == "plain":
+        torch.set_default_device(device)
+        step, sample = plain(name)
+        pipe.send(None)
     else:
-        step, sample = (ours if variant == "ours" else plain)(name)
+        step, sample = ours(name, device, variant == "graph")
         pipe.send(None)
     while (order := pipe.recv()) != "end":
         if order == "memory":
-            pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024)
+            taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) * 1024
+            pipe.send((torch.cuda.max_memory_allocated() if device == "cuda" else taken) / 2**20)
             continue
         start = time.perf_counter()
         (step if order == "step" else sample)()
+        finish(device)
         pipe.send(time.perf_counter() - start)
 
 
-def measure(name: str, repeats: int, threads: int, precision: str) -> list[str]:
+def measure(name: str, repeats: int, threads: int, precision: str, device: str) -> list[str]:
     """The table's rows of one configuration."""
     context, pipes, told = multiprocessing.get_context("spawn"), {}, {}
-    for variant in ("ours", "plain", "matmuls"):
+    models = ("ours", "graph", "plain") if device == "cuda" else ("ours", "plain")
+    for variant in (*models, "matmuls"):
         pipes[variant], theirs = context.Pipe()
-        context.Process(target=serve, args=(variant, name, threads, precision, theirs), daemon=True).start()
+        context.Process(target=serve, args=(variant, name, threads, precision, device, theirs), daemon=True).start()
         told[variant] = pipes[variant].recv()
 
     def ask(variant: str, order: str) -> float:
@@ -255,8 +277,8 @@ def measure(name: str, repeats: int, threads: int, precision: str) -> list[str]:
     for _ in range(repeats):
         for variant, seconds in steps.items():
             seconds.append(ask(variant, "step"))
-    memory = {variant: ask(variant, "memory") for variant in ("ours", "plain")}
-    samples: dict[str, list[float]] = {"ours": [], "plain": []}
+    memory = {variant: ask(variant, "memory") for variant in models}
+    samples: dict[str, list[float]] = {variant: [] for variant in models}
     for _ in range(repeats):
         for variant, seconds in samples.items():
             seconds.append(ask(variant, "sample"))
@@ -267,7 +289,7 @@ def measure(name: str, repeats: int, threads: int, precision: str) -> list[str]:
     median = {variant: statistics.median(seconds) for variant, seconds in steps.items()}
     median["peak"] = operations / rate
     rows = []
-    for variant in ("ours", "plain", "matmuls", "peak"):
+    for variant in (*models, "matmuls", "peak"):
         spread = f"{min(steps[variant]):.2f}-{max(steps[variant]):.2f}" if variant in steps else ""
         drawn = f"{BATCH / statistics.median(samples[variant]):.0f}" if variant in samples else ""
         peak = f"{memory[variant]:.0f}" if variant in memory else ""
@@ -286,6 +308,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("highest", "high", "medium"), default="highest", help="as train.matmul")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU")
     options = parser.parse_args()
     print(
         f"{date.today()}, {platform.processor() or platform.machine()}, {options.threads} threads, n = {options.repeats}"
@@ -293,7 +316,12 @@ def main() -> None:
     print("| configuration | variant | ms a step | min-max, s | images/s | floor / it | MB above import | drawn/s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in options.configs:
-        print("\n".join(measure(name, options.repeats, options.threads, options.precision)), flush=True)
+        print(
+            "\n".join(
+                measure(name, options.repeats, options.threads, options.precision, "cuda" if options.gpu else "cpu")
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ EXECUTION = {
         "min_workers",
         "threads",
         "gpu",
+        "graph",
         "matmul",
         "retries",
         "accumulate",

@@ -36,6 +36,7 @@ _RULES = {
     "values": "words are the values of an attention: only with --model.caption align",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
+    "graph": "every step of a graph has the same shapes: only with --train.words above 0 and --train.accumulate 1",
     "lanes": "the lanes divide among the workers: a multiple of workers",
     "workers": "at least 1 worker",
     "min_workers": "0, or from 1 worker to as many as train.workers",
@@ -269,6 +270,8 @@ class TrainConfig:
     """CPU cores, and torch threads, of a worker."""
     gpu: bool = False
     """One GPU a worker, NCCL between them."""
+    graph: bool = False
+    """Launch a step on a GPU as one CUDA graph instead of operation by operation (training/graph.py); not of a sharpener."""
     matmul: Literal["highest", "high", "medium"] = "highest"
     """Precision of matrix products as PyTorch names it. high: TF32 on a GPU; medium: bfloat16 on a CPU that has such units."""
     retries: int = 3
@@ -286,6 +289,7 @@ class TrainConfig:
             batch=self.batch >= 1 and self.batch % max(1, self.workers * self.accumulate) == 0,
             lanes=self.lanes >= 1 and self.lanes % max(1, self.workers) == 0,
             threads=self.threads >= 1,
+            graph=not self.graph or (self.words > 0 and self.accumulate == 1),
             kl_warmup=0 <= self.kl_warmup <= 1,
             log_every=self.log_every >= 1,
             save_every=self.save_every >= 1,
@@ -383,6 +387,10 @@ class RunConfig:
         if self.sharpen.batch % self.train.workers:
             raise ValueError(
                 f"sharpen.batch: {self.sharpen.batch} does not divide among {self.train.workers} workers (train.workers)"
+            )
+        if self.train.graph and self.model.kind not in ("draw", "vae"):
+            raise ValueError(
+                f"train.graph: the steps of a {self.model.kind} differ in shape; only of draw and vae models"
             )
 
 

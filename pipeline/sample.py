@@ -118,7 +118,7 @@ class Terms:
     """
 
     losses: dict[str, Tensor]  # name -> (B,), e.g. recon and kl
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float | Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.losses[name]

@@ -23,6 +23,7 @@ import pytest
 from pipeline import storage
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["OMP_NUM_THREADS"] = "1"  # as training processes have it: more threads sum in another order
 os.environ["RAY_AUTH_MODE"] = (
     "token"  # Ray reads it once, on import, which a test module may do before any fixture runs
 )

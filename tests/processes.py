@@ -62,11 +62,9 @@ def _collect(pipes: list[Connection]) -> list[Any]:
 
 
 def _rank(pipe: Connection, meeting: str, rank: int, ranks: int, work: Callable[..., Any], arguments: tuple) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if ranks > 1:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)

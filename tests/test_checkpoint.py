@@ -281,7 +281,6 @@ def test_orphans_of_a_crash_are_swept_and_never_read(folder: str) -> None:
 
 
 def save_for_ever(folder: str, first: int, saved: Connection) -> None:
-    torch.set_num_threads(1)
     for step in count(first):
         checkpoint.save(folder, trained(step), ORIGIN, say=quiet)
         saved.send(step)

@@ -46,12 +46,13 @@ class CaptionModel(nn.Module):
 
 
 def noise_rows(shape: tuple[int, ...], rows: int, seed: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """(rows, *shape) standard normal, a function of seed alone; a rank takes its own rows of it.
+    """(rows, *shape) standard normal, a function of seed and the kind of device; a rank takes its own rows of it.
 
-    Drawn on the CPU whatever the device: the CPU and CUDA generators differ, and a run must not.
+    Choice: training draws on the device that trains (every rank draws the whole batch's, on a CPU longer than a GPU's step
+    takes); whatever is measured or looked at draws on the CPU, so that it does not depend on the device.
     """
-    generator = torch.Generator().manual_seed(_mix(seed))
-    return torch.randn((rows, *shape), generator=generator).to(device, non_blocking=True)
+    generator = torch.Generator(device).manual_seed(_mix(seed))
+    return torch.randn((rows, *shape), generator=generator, device=device)
 
 
 def _mix(seed: tuple[int, ...]) -> int:

@@ -102,8 +102,8 @@ def drawings_of(drawer: CaptionModel, config: SharpenConfig, ranks: Ranks = ALON
 
     @torch.no_grad()
     def examples(batch: Batch, step: int) -> list[Example]:
-        noise = noise_rows(drawer.noise_shape, config.batch, (config.seed, DRAWING, step))[ranks.rank :: ranks.size]
-        _, drawing = drawer.reconstruct(batch, noise.to(ranks.device))
+        noise = noise_rows(drawer.noise_shape, config.batch, (config.seed, DRAWING, step), ranks.device)
+        _, drawing = drawer.reconstruct(batch, noise[ranks.rank :: ranks.size])
         return [Example(drawing, drawer.describe(batch.words, batch.keep, batch.sentence), batch.images)]
 
     return examples
@@ -246,8 +246,8 @@ def take_step(
     )
 
     def noise(kind: int, level: int, shape: tuple[int, ...]) -> Tensor:
-        everyone = noise_rows(shape, config.batch, (config.seed, kind, state.step, level))
-        return everyone[ranks.rank :: ranks.size].to(ranks.device)
+        everyone = noise_rows(shape, config.batch, (config.seed, kind, state.step, level), ranks.device)
+        return everyone[ranks.rank :: ranks.size]
 
     latents = [noise(GENERATOR, level, net.noise_shape) for level, net in enumerate(generator.levels)]
     masks = [noise(DROPOUT, level, (2, *net.noise_shape)) for level, net in enumerate(discriminator.levels)]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig
 from pipeline.models.base import noise_rows
 from pipeline.sample import Batch, Terms
+from pipeline.training.graph import Graph
 from pipeline.training.meter import Meter
 from pipeline.training.optim import clip_gradients, gradient_norms, gradients_of, learning_rate, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
@@ -61,14 +62,14 @@ def fit(
     if just measured; stop. Called on the first rank: log and say.
     """
     state.model.train()
-    network = ranks.wrap(state.model)
+    network = Graph(state.model, ranks) if config.graph else ranks.wrap(state.model)
     meter, steps = Meter(config.steps, config.batch, state.step, _headline), config.steps
     reason = _end(state, config)
     while reason is None:
         waited = time.perf_counter()
         batch = next(batches).to(ranks.device)
         meter.waited += time.perf_counter() - waited
-        if meter.steps == 0 and ranks.size > 1:
+        if meter.steps == 0 and isinstance(network, nn.parallel.DistributedDataParallel):
             _settle_buckets(network, batch)
         stopping, sums, norm = take_step(state, network, batch, config, ranks, stop())
         meter.add(sums)
@@ -98,7 +99,7 @@ def fit(
 
 
 def take_step(
-    state: TrainState, network: nn.Module, batch: Batch, config: TrainConfig, ranks: Ranks, stop: bool = False
+    state: TrainState, network: nn.Module | Graph, batch: Batch, config: TrainConfig, ranks: Ranks, stop: bool = False
 ) -> tuple[bool, dict[str, float], float]:
     """One optimizer step on this rank's rows; raises NotFinite, on all ranks, before it changes anything.
 
@@ -112,7 +113,8 @@ def take_step(
     facts = [bad_losses, (~norms.isfinite()).sum(), torch.tensor(stop, device=ranks.device)]
     facts += [loss.double().sum() for loss in losses.values()]
     # the one thing ranks tell each other besides gradients, and the one wait for the device
-    told = ranks.sum(torch.stack([fact.double() for fact in facts])).tolist()
+    told = ranks.sum(torch.stack([fact.double() for fact in facts]))
+    *told, norm = torch.cat((told, norms.norm()[None])).tolist()
     if told[0] or told[1]:
         raise NotFinite(_complaint(state, batch, losses, norms, ranks))
     clip_gradients(gradients, norms, config.clip, config.clip_each)
@@ -122,11 +124,13 @@ def take_step(
     return (
         told[2] > 0,
         {name: total / config.batch for name, total in zip(losses, told[3:], strict=True)},
-        norms.norm().item(),
+        norm,
     )
 
 
-def backward(network: nn.Module, batch: Batch, config: TrainConfig, step: int, ranks: Ranks) -> dict[str, Tensor]:
+def backward(
+    network: nn.Module | Graph, batch: Batch, config: TrainConfig, step: int, ranks: Ranks
+) -> dict[str, Tensor]:
     """Gradients of the global batch's mean loss, averaged over ranks; returns this rank's losses (b,) by name, in nats.
 
     The rows go through in `accumulate` parts, which changes memory and nothing else: ranks exchange gradients once.
@@ -134,8 +138,12 @@ def backward(network: nn.Module, batch: Batch, config: TrainConfig, step: int, r
     rows = config.batch // ranks.size
     assert len(batch) == rows, f"rank {ranks.rank} of {ranks.size} got {len(batch)} rows of a batch of {config.batch}"
     model = getattr(network, "module", network)
-    noise = noise_rows(model.noise_shape, config.batch, (config.seed, NOISE, step))[ranks.rank :: ranks.size]
-    noise, weights = noise.to(ranks.device), {"kl": kl_weight(config, step)}
+    noise = noise_rows(model.noise_shape, config.batch, (config.seed, NOISE, step), ranks.device)[
+        ranks.rank :: ranks.size
+    ]
+    weights = {"kl": kl_weight(config, step)}
+    if isinstance(network, Graph):
+        return network.backward(batch, noise, weights)
     model.zero_grad(set_to_none=True)
     parts: list[dict[str, Tensor]] = []
     for part in torch.arange(rows).tensor_split(config.accumulate):

@@ -43,6 +43,9 @@ class RMSprop(Optimizer):
                 if parameter.grad.is_sparse:
                     self._update_rows(parameter, state, **group)
                     continue
+                if "seen" in state:  # its gradients were sparse until now: what their missing rows are due
+                    passed = state.pop("steps") - state.pop("seen")
+                    state["square"].mul_((group["decay"] ** passed)[:, None])
                 for p, g, h in _blocks(parameter, parameter.grad, state["square"]):
                     h.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
                     p.addcdiv_(g, (h + group["epsilon"]).sqrt_(), value=-group["lr"])

@@ -66,11 +66,7 @@ def canvases(source: DigitCaptions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def judge(canvases: dict) -> Judge:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    trained = train_judge(*canvases["train"], regions())
-    torch.set_num_threads(threads)
-    return trained
+    return train_judge(*canvases["train"], regions())
 
 
 def share_right(judge: Judge, images: np.ndarray, labels: np.ndarray) -> float:

@@ -18,8 +18,6 @@ from pipeline.models.lapgan import (
 )
 from pipeline.models.laplacian import enlarge
 
-torch.set_num_threads(1)
-
 
 def stack(**changes: object) -> Lapgan:
     """A LAPGAN of 16 x 16 colour images whose levels do something: their last layers start at zero."""

@@ -7,8 +7,6 @@ import torch
 
 from pipeline.models.sharpener import MARGIN, Sharpener
 
-torch.set_num_threads(1)
-
 
 def trained_by_nobody(channels: int = 1, size: int = 12, seed: int = 0) -> Sharpener:
     """A sharpener with a residual of some size: its last layer starts at zero."""

@@ -224,7 +224,6 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen, timeout_s: flo
 
 @pytest.mark.parametrize(("asked", "worst"), [("highest", 1e-6), ("medium", 2e-2)])
 def test_a_worker_multiplies_as_precisely_as_asked(asked: str, worst: float) -> None:
-    threads = torch.get_num_threads()
     try:
         group.enter_group(replace(config_of().train, matmul=asked))
         assert torch.get_float32_matmul_precision() == asked
@@ -234,7 +233,6 @@ def test_a_worker_multiplies_as_precisely_as_asked(asked: str, worst: float) -> 
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
 
 
 def test_the_number_of_workers_changes_nothing_but_rounding(dataset: str, tmp_path: Path) -> None:

@@ -67,6 +67,23 @@ def test_rows_of_a_sparse_gradient_are_updated_as_if_the_others_were_zero_even_a
     assert sparse[3].equal(start[3])
 
 
+def test_rmsprop_goes_on_with_dense_gradients_where_sparse_ones_ended_and_back() -> None:
+    generator = torch.Generator().manual_seed(3)
+    dense, mixed = (nn.Parameter(torch.ones(4, 2).double()) for _ in range(2))
+    full, changing = optim.RMSprop([dense], lr=0.02), optim.RMSprop([mixed], lr=0.02)
+    for step, word in enumerate((0, 1, 1, 2, 0, 3, 0, 1, 2)):
+        row = torch.randn(1, 2, generator=generator).double()
+        dense.grad = torch.zeros(4, 2).double().index_add(0, torch.tensor([word]), row)
+        mixed.grad = (
+            dense.grad.clone()
+            if 3 <= step < 6
+            else torch.sparse_coo_tensor([[word]], row, (4, 2), check_invariants=True).coalesce()
+        )
+        full.step()
+        changing.step()
+    torch.testing.assert_close(mixed, dense, rtol=1e-12, atol=0)
+
+
 def test_rmsprop_asks_for_sparse_gradients_of_words_and_adam_does_not() -> None:
     for optimizer, sparse in (("rmsprop", True), ("adam", False)):
         table = nn.Embedding(5, 2)
