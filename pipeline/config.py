@@ -34,6 +34,7 @@ _RULES = {
     "read_size": "a window has at least 1 pixel a side",
     "write_size": "a window has at least 1 pixel a side",
     "values": "words are the values of an attention: only with --model.caption align",
+    "where": "0, or fewer units than the generator has",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
     "graph": "every step of a graph has the same shapes: only with --train.words above 0 and --train.accumulate 1",
@@ -115,6 +116,8 @@ class DrawConfig:
     """Width of the caption LSTM in each direction."""
     values: Literal["states", "words"] = "states"
     """What attention adds up: the states it is led by (the paper), or vectors of the words alone."""
+    where: int = 0
+    """Generator units that decide only where to look and paint, and leave what to paint to the others; 0: all decide both."""
     reverse: Literal["words", "batch"] = "words"
     """What the backward caption LSTM reverses: a caption's words, or, by a slip of the authors' code, the batch's captions."""
     align: int = 512
@@ -133,6 +136,7 @@ class DrawConfig:
             read_size=self.read_size >= 1,
             write_size=self.write_size >= 1,
             values=self.values == "states" or self.caption == "align",
+            where=0 <= self.where < self.generator,
         )
 
 

@@ -95,6 +95,10 @@ class DrawModel(CaptionModel):
 
     values="words" is ours: the word states h^lang lead attention, but what it adds up are vectors of the words alone, as in
     Russin et al. 2019 (arXiv 1904.09708). A word's state can carry its whole caption; what reaches the canvas then cannot.
+
+    where > 0 is ours as well: h^gen is two LSTMs side by side. Its last units make the windows of (2) and (8), the others the
+    patch of (8), and in (7) neither LSTM sees the other's state; (3), (5) and (6) see both. So what is painted can depend on
+    where only through what both are told, z_t and s_t.
     """
 
     def __init__(self, config: DrawConfig, vocabulary: int, size: int, channels: int):
@@ -242,7 +246,10 @@ class DrawModel(CaptionModel):
         }
         used = {name: layer for name, layer in layers.items() if layer is not None}
         biases = {name: layer.bias for name, layer in used.items()} | {"encoder": self.encoder.recurrent.bias}
-        weight = torch.cat([layer.weight for layer in used.values()])
+        seen = {name: layer.weight for name, layer in used.items()}
+        if self.config.where:
+            seen |= _apart(seen, self.config.where)
+        weight = torch.cat(list(seen.values()))
         zero = weight.new_zeros(())
         bias = torch.cat(
             [zero.expand(len(layer.weight)) if biases[name] is None else biases[name] for name, layer in used.items()]
@@ -268,6 +275,15 @@ class DrawModel(CaptionModel):
             views=weights.look(hidden),
             encoder=(encoder, torch.zeros_like(encoder)),
         )
+
+
+def _apart(weights: dict[str, Tensor], units: int) -> dict[str, Tensor]:
+    """Of the weights by which the generator state is seen, those that see only the last `units` of it or only the others."""
+    width = weights["patch"].shape[1]
+    last = torch.arange(width, device=weights["patch"].device) >= width - units  # (G,)
+    windows = {name: weights[name] * last for name in ("write_window", "read_window") if name in weights}
+    same = (last[:, None] == last).repeat(4, 1)  # (4G, G) for each gate
+    return windows | {"patch": weights["patch"] * ~last, "recurrent": weights["recurrent"] * same}
 
 
 @torch.no_grad()

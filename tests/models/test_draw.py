@@ -53,6 +53,19 @@ def lstm(p, cell, gates, h, c):
     return o * torch.tanh(c), c
 
 
+def two_lstms(p, gates, h, c, where):
+    """The generator's step where its last `where` units are an LSTM of their own."""
+    after = []
+    for units in (list(range(len(h) - where)), list(range(len(h) - where, len(h)))):
+        rows = [gate * len(h) + unit for gate in range(4) for unit in units]
+        own = {
+            "own.recurrent.weight": p["generator.recurrent.weight"][rows][:, units],
+            "own.recurrent.bias": p["generator.recurrent.bias"][rows],
+        }
+        after.append(lstm(own, "own", gates[rows], h[units], c[units]))
+    return [torch.cat(pair) for pair in zip(*after)]
+
+
 def word_states(p, words):
     """[h_k^fwd ; h_k^bwd] of one caption (a list of ids, no padding)."""
     start = p["language.start"]
@@ -65,9 +78,10 @@ def word_states(p, words):
     return [torch.cat(pair) for pair in zip(states["forward"], states["backward"][::-1])]
 
 
-def filters(p, layer, h, count, side):
-    """F_x, F_y as lists of rows, and gamma; DRAW equations 19-26, counting from 1."""
-    gx, gy, log_variance, log_stride, log_gamma = p[f"{layer}.weight"] @ h + p[f"{layer}.bias"]
+def filters(p, layer, h, count, side, where):
+    """F_x, F_y as lists of rows, and gamma; DRAW equations 19-26, counting from 1. Of h only the last `where`, 0: all."""
+    seen = p[f"{layer}.weight"][:, -where:] @ h[-where:]
+    gx, gy, log_variance, log_stride, log_gamma = seen + p[f"{layer}.bias"]
     stride = (side - 1) / (count - 1) * torch.exp(log_stride)
     both = []
     for g in (gx, gy):
@@ -100,7 +114,7 @@ def loss_of_one(p, config, image, words, sentence, noise):
             both = torch.tanh(p["prior.weight"] @ h_gen + p["prior.bias"])
             mean_p, log_std_p = both[: config.latent], both[config.latent :]
         # read, inference LSTM, posterior
-        f_x, f_y, gamma = filters(p, "read_window", h_gen, config.read_size, side)
+        f_x, f_y, gamma = filters(p, "read_window", h_gen, config.read_size, side, config.where)
         error = image - torch.sigmoid(canvas)
         glimpses = [gamma * f_y @ plane @ f_x.T for plane in (*image, *error)]
         patch = torch.stack([glimpse[i] for i in range(config.read_size) for glimpse in glimpses]).flatten()
@@ -129,9 +143,15 @@ def loss_of_one(p, config, image, words, sentence, noise):
             if config.caption == "none":
                 s = torch.zeros(1, dtype=torch.float64)
         gates = p["generator_latent.weight"] @ z + p["generator_sentence.weight"] @ s
-        h_gen, c_gen = lstm(p, "generator", gates, h_gen, c_gen)
-        f_x, f_y, gamma = filters(p, "write_window", h_gen, config.write_size, side)
-        patch = (p["write.weight"] @ h_gen + p["write.bias"]).view(config.write_size, channels, config.write_size)
+        if config.where:
+            h_gen, c_gen = two_lstms(p, gates, h_gen, c_gen, config.where)
+        else:
+            h_gen, c_gen = lstm(p, "generator", gates, h_gen, c_gen)
+        f_x, f_y, gamma = filters(p, "write_window", h_gen, config.write_size, side, config.where)
+        what = slice(config.generator - config.where)
+        patch = (p["write.weight"][:, what] @ h_gen[what] + p["write.bias"]).view(
+            config.write_size, channels, config.write_size
+        )
         canvas = canvas + torch.stack([f_y.T @ patch[:, k] @ f_x / gamma for k in range(channels)])
     mean = torch.sigmoid(canvas)
     recon = -(image * torch.log(mean) + (1 - image) * torch.log(1 - mean)).sum()
@@ -143,6 +163,7 @@ CASES = [
     pytest.param(SMALL, 1, id="grey, 3 steps"),
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
     pytest.param(replace(SMALL, values="words"), 1, id="grey, values of the words alone"),
+    pytest.param(replace(SMALL, where=2), 3, id="colour, what and where apart"),
     pytest.param(replace(SMALL, caption="mean"), 3, id="colour, noalign"),
     pytest.param(replace(SMALL, caption="skipthought"), 1, id="grey, skipthought"),
     pytest.param(replace(SMALL, caption="none"), 1, id="grey, no caption"),
@@ -284,6 +305,12 @@ def test_a_sentence_vector_given_to_a_model_with_word_states_replaces_the_attend
     vectors = model.describe(batch.words, batch.keep, None)
     given = Batch(batch.images, batch.words, batch.keep, (), vectors)
     torch.testing.assert_close(model.terms(given, noise).total, model.terms(batch, noise).total)
+
+
+@pytest.mark.parametrize("where", [-1, 5])
+def test_where_is_decided_by_some_units_but_not_by_all(where):
+    with pytest.raises(ValueError, match=rf"DrawConfig.where: {where} is not allowed; 0, or fewer units"):
+        replace(SMALL, where=where)
 
 
 def test_words_are_the_values_of_an_attention_only():
