@@ -126,7 +126,7 @@ def train_judge(
             loss.backward()
             optimizer.step()
             schedule.step()
-            if (step + 1) % 300 == 0:
+            if (step + 1) % max(1, steps // 8) == 0:
                 log(f"judge: step {step + 1} of {steps}, loss {loss.item():.3f}")
     return judge.eval()
 

@@ -175,7 +175,8 @@ class Scorer:
         facts = description(self.order.dataset)["facts"]
         canvases, captions = read_split(self.manifest, "train", JUDGE_TRAIN)
         places, labels = regions(self.manifest.size), wanted(captions, facts)
-        trained = judges.train_judge(grey(canvases), labels, places, steps=self.settings.judge_steps)
+        say = partial(print, flush=True)  # Ray shows it: on MNIST this takes minutes
+        trained = judges.train_judge(grey(canvases), labels, places, steps=self.settings.judge_steps, log=say)
         held_out = [
             label.caption for digits in (1, 2) for label in digit_captions.held_out_captions(facts, digits=digits)
         ]
