@@ -108,6 +108,8 @@ class DrawConfig:
     write_size: int = 9
     latent: int = 275
     """Z, width of the latent vector of a step."""
+    prior: Literal["learned", "standard"] = "learned"
+    """Of the latent vectors after the first: of the generator's last state (alignDRAW), or N(0, I) at every step (DRAW)."""
     encoder: int = 550
     """Width of the inference LSTM."""
     generator: int = 550

@@ -96,6 +96,8 @@ class DrawModel(CaptionModel):
     values="words" is ours: the word states h^lang lead attention, but what it adds up are vectors of the words alone, as in
     Russin et al. 2019 (arXiv 1904.09708). A word's state can carry its whole caption; what reaches the canvas then cannot.
 
+    prior="standard" is DRAW's: in (5) every P(z_t) = N(0, I).
+
     where > 0 is ours as well: h^gen is two LSTMs side by side. Its last units make the windows of (2) and (8), the others the
     patch of (8), and in (7) neither LSTM sees the other's state; (3), (5) and (6) see both. So what is painted can depend on
     where only through what both are told, z_t and s_t.
@@ -122,8 +124,9 @@ class DrawModel(CaptionModel):
         self.encoder_patch = nn.Linear(2 * channels * config.read_size**2, 4 * encoder, bias=False)
         self.encoder_generator = nn.Linear(generator, 4 * encoder, bias=False)
         self.posterior = nn.Linear(encoder, 2 * config.latent)  # mean, log variance
-        # mean, log standard deviation, before tanh; that of the only step is N(0, I)
-        self.prior = nn.Linear(generator, 2 * config.latent) if config.steps > 1 else None
+        # mean, log standard deviation, before tanh; that of the first step is N(0, I), here and in Gregor et al. of every step
+        learned = config.prior == "learned" and config.steps > 1
+        self.prior = nn.Linear(generator, 2 * config.latent) if learned else None
         self.generator = LSTMCell(generator)
         self.generator_latent = nn.Linear(config.latent, 4 * generator, bias=False)
         self.generator_sentence = nn.Linear(sentence, 4 * generator, bias=False)
@@ -182,10 +185,12 @@ class DrawModel(CaptionModel):
             means.append(mean)
             log_stds.append(log_std)
             drawing = self.step(drawing._replace(encoder=encoder), mean + log_std.exp() * epsilon, caption, weights)
-        kl = standard_kl(means[0], log_stds[0])
-        if self.config.steps > 1:  # the priors are needed only here, so they are made all at once
+        means, log_stds = torch.stack(means), torch.stack(log_stds)
+        if self.prior is None:
+            kl = standard_kl(means, log_stds).sum(0)
+        else:  # the priors are needed only here, so they are made all at once
             prior = self.prior_of(self.prior(torch.stack(hiddens[1:])))
-            kl = kl + gaussian_kl(torch.stack(means[1:]), torch.stack(log_stds[1:]), *prior).sum(0)
+            kl = standard_kl(means[0], log_stds[0]) + gaussian_kl(means[1:], log_stds[1:], *prior).sum(0)
         terms = Terms({"recon": bernoulli_nll(drawing.canvas, image), "kl": kl})
         return terms, from_rows(torch.sigmoid(drawing.canvas))
 
@@ -200,7 +205,7 @@ class DrawModel(CaptionModel):
         drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
         for index, latent in enumerate(noise.unbind(1)):
-            if index > 0:
+            if index > 0 and self.prior is not None:
                 mean, log_std = self.prior_of(drawing.views.prior)
                 latent = mean + log_std.exp() * latent
             drawing = self.step(drawing, latent, caption, weights)

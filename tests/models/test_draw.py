@@ -108,7 +108,7 @@ def loss_of_one(p, config, image, words, sentence, noise):
     kl, alphas = torch.zeros((), dtype=torch.float64), []
     for t in range(config.steps):
         # the prior of this step's latent
-        if t == 0:
+        if t == 0 or config.prior == "standard":
             mean_p, log_std_p = torch.zeros(config.latent).double(), torch.zeros(config.latent).double()
         else:
             both = torch.tanh(p["prior.weight"] @ h_gen + p["prior.bias"])
@@ -163,6 +163,7 @@ CASES = [
     pytest.param(SMALL, 1, id="grey, 3 steps"),
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
     pytest.param(replace(SMALL, values="words"), 1, id="grey, values of the words alone"),
+    pytest.param(replace(SMALL, prior="standard"), 1, id="grey, the prior of DRAW"),
     pytest.param(replace(SMALL, where=2), 3, id="colour, what and where apart"),
     pytest.param(replace(SMALL, caption="mean"), 3, id="colour, noalign"),
     pytest.param(replace(SMALL, caption="skipthought"), 1, id="grey, skipthought"),
@@ -210,7 +211,7 @@ def test_generation_runs_the_same_step_with_latents_from_the_prior(config, chann
         drawing = model._blank(3, weights)
         for t in range(config.steps):
             latent = noise[:, t]
-            if t > 0:
+            if t > 0 and config.prior == "learned":
                 both = torch.tanh(drawing.hidden @ model.prior.weight.T + model.prior.bias)
                 latent = both[:, : config.latent] + both[:, config.latent :].exp() * latent
             drawing = model.step(drawing, latent, caption, weights)
