@@ -35,6 +35,7 @@ _RULES = {
     "write_size": "a window has at least 1 pixel a side",
     "values": "words are the values of an attention: only with --model.caption align",
     "where": "0, or fewer units than the generator has",
+    "align_where": "only with --model.where above 0 and --model.caption align",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
     "graph": "every step of a graph has the same shapes: only with --train.words above 0 and --train.accumulate 1",
@@ -120,6 +121,8 @@ class DrawConfig:
     """What attention adds up: the states it is led by (the paper), or vectors of the words alone."""
     where: int = 0
     """Generator units that decide only where to look and paint, and leave what to paint to the others; 0: all decide both."""
+    align_where: bool = False
+    """Those units have an attention of their own, instead of being told what the others are told."""
     reverse: Literal["words", "batch"] = "words"
     """What the backward caption LSTM reverses: a caption's words, or, by a slip of the authors' code, the batch's captions."""
     align: int = 512
@@ -139,6 +142,7 @@ class DrawConfig:
             write_size=self.write_size >= 1,
             values=self.values == "states" or self.caption == "align",
             where=0 <= self.where < self.generator,
+            align_where=not self.align_where or (self.where > 0 and self.caption == "align"),
         )
 
 

@@ -32,6 +32,7 @@ class Caption:
     fixed: Tensor | None = None  # (B, 4G) gate input of a sentence vector that is the same at every step
     values: Tensor | None = None  # (B, N, M) what the words give, for align
     projected: Tensor | None = None  # (B, N, A) U h_k
+    projected_where: Tensor | None = None  # (B, N, A) for the attention of those units that decide where
     keep: Tensor | None = None  # (B, N)
 
 
@@ -42,6 +43,7 @@ class Views(NamedTuple):
     patch: Tensor  # (B, p C p) what is written
     recurrent: Tensor  # (B, 4G) gate input of the next generator state
     query: Tensor | None  # (B, A) W h^gen, for the next alignment
+    query_where: Tensor | None  # (B, A) for that of the units that decide where
     read_window: Tensor | None  # (B, 5) inference: where to look next
     encoder: Tensor | None  # (B, 4E) inference: gate input of the next encoder state
     prior: Tensor | None  # (B, 2Z) generation: the next prior, before tanh
@@ -67,6 +69,7 @@ class Weights:
     sizes: dict[str, int]  # rows of each view
     latent: Shared
     sentence: Shared
+    sentence_where: Shared | None
     patch: Shared | None  # inference only
     recurrent: Shared | None
     posterior: Shared | None
@@ -100,7 +103,8 @@ class DrawModel(CaptionModel):
 
     where > 0 is ours as well: h^gen is two LSTMs side by side. Its last units make the windows of (2) and (8), the others the
     patch of (8), and in (7) neither LSTM sees the other's state; (3), (5) and (6) see both. So what is painted can depend on
-    where only through what both are told, z_t and s_t.
+    where only through what both are told, z_t and s_t. With align_where not even through s_t: (6) is done twice, and each LSTM
+    is told what its own attention adds up. (alpha is that of the LSTM of what is painted.)
     """
 
     def __init__(self, config: DrawConfig, vocabulary: int, size: int, channels: int):
@@ -117,6 +121,7 @@ class DrawModel(CaptionModel):
             sentence = self.language.width
         self.sentence_width = sentence
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
+        self.align_where = Align(sentence, generator, config.align) if config.align_where else None
         self.value_words = nn.Embedding(vocabulary, sentence) if config.values == "words" else None
 
         self.read_window = nn.Linear(generator, 5)
@@ -165,6 +170,10 @@ class DrawModel(CaptionModel):
         else:
             sentence, alpha = self.align(caption.values, caption.projected, drawing.views.query, caption.keep)
             gates = weights.sentence.add(gates, sentence)
+            if self.align_where is not None:
+                query = drawing.views.query_where
+                sentence, _ = self.align_where(caption.values, caption.projected_where, query, caption.keep)
+                gates = weights.sentence_where.add(gates, sentence)
         hidden, memory = advance(gates, drawing.memory)
         views = weights.look(hidden)
         window = make_window(views.write_window, self.config.write_size, self.size)
@@ -235,7 +244,8 @@ class DrawModel(CaptionModel):
         if sentence is None and self.align is not None:
             states = self.language(words, keep)
             values = states if self.value_words is None else self.value_words(words)
-            return Caption(values=values, projected=self.align.U(states), keep=keep)
+            apart = None if self.align_where is None else self.align_where.U(states)
+            return Caption(values=values, projected=self.align.U(states), projected_where=apart, keep=keep)
         return Caption(fixed=self.generator_sentence(self.describe(words, keep, sentence)))
 
     def _weights(self, infer: bool) -> Weights:
@@ -245,15 +255,24 @@ class DrawModel(CaptionModel):
             "patch": self.write,
             "recurrent": self.generator.recurrent,
             "query": self.align and self.align.W,
+            "query_where": self.align_where and self.align_where.W,
             "read_window": self.read_window if infer else None,
             "encoder": self.encoder_generator if infer else None,
             "prior": None if infer else self.prior,
         }
         used = {name: layer for name, layer in layers.items() if layer is not None}
         biases = {name: layer.bias for name, layer in used.items()} | {"encoder": self.encoder.recurrent.bias}
-        seen = {name: layer.weight for name, layer in used.items()}
+        seen, told, told_where = (
+            {name: layer.weight for name, layer in used.items()},
+            self.generator_sentence.weight,
+            None,
+        )
         if self.config.where:
-            seen |= _apart(seen, self.config.where)
+            last = torch.arange(self.config.generator, device=told.device) >= self.config.generator - self.config.where
+            seen |= _apart(seen, last)
+            if self.align_where is not None:
+                rows = last.repeat(4)[:, None]  # (4G, 1) of each gate
+                told, told_where = told * ~rows, Shared(told * rows)
         weight = torch.cat(list(seen.values()))
         zero = weight.new_zeros(())
         bias = torch.cat(
@@ -264,7 +283,8 @@ class DrawModel(CaptionModel):
             bias=bias,
             sizes={name: len(layer.weight) for name, layer in used.items()},
             latent=Shared(self.generator_latent.weight),
-            sentence=Shared(self.generator_sentence.weight),
+            sentence=Shared(told),
+            sentence_where=told_where,
             patch=Shared(self.encoder_patch.weight) if infer else None,
             recurrent=Shared(self.encoder.recurrent.weight) if infer else None,
             posterior=Shared(self.posterior.weight) if infer else None,
@@ -282,10 +302,8 @@ class DrawModel(CaptionModel):
         )
 
 
-def _apart(weights: dict[str, Tensor], units: int) -> dict[str, Tensor]:
-    """Of the weights by which the generator state is seen, those that see only the last `units` of it or only the others."""
-    width = weights["patch"].shape[1]
-    last = torch.arange(width, device=weights["patch"].device) >= width - units  # (G,)
+def _apart(weights: dict[str, Tensor], last: Tensor) -> dict[str, Tensor]:
+    """Of the weights by which the generator state is seen, those that see only its last units (G,) or only the others."""
     windows = {name: weights[name] * last for name in ("write_window", "read_window") if name in weights}
     same = (last[:, None] == last).repeat(4, 1)  # (4G, G) for each gate
     return windows | {"patch": weights["patch"] * ~last, "recurrent": weights["recurrent"] * same}

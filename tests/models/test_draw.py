@@ -97,6 +97,19 @@ def filters(p, layer, h, count, side, where):
     return both[0], both[1], torch.exp(log_gamma)
 
 
+def attended(p, layer, states, values, h):
+    """What attention adds up for a generator state, and the words' weights."""
+    energy = torch.stack(
+        [
+            p[f"{layer}.v.weight"][0]
+            @ torch.tanh(p[f"{layer}.U.weight"] @ h_k + p[f"{layer}.W.weight"] @ h + p[f"{layer}.U.bias"])
+            for h_k in states
+        ]
+    )
+    alpha = torch.exp(energy) / torch.exp(energy).sum()
+    return sum(a * v_k for a, v_k in zip(alpha, values)), alpha
+
+
 def loss_of_one(p, config, image, words, sentence, noise):
     """-log p(x | z) and KL of one image (C, S, S) with one caption, and the alignments of the steps."""
     channels, side, _ = image.shape
@@ -128,21 +141,18 @@ def loss_of_one(p, config, image, words, sentence, noise):
         kl = kl + torch.distributions.kl_divergence(q, prior).sum()
         # the caption, generative LSTM, write
         if config.caption == "align":
-            energy = torch.stack(
-                [
-                    p["align.v.weight"][0]
-                    @ torch.tanh(p["align.U.weight"] @ h_k + p["align.W.weight"] @ h_gen + p["align.U.bias"])
-                    for h_k in states
-                ]
-            )
-            alpha = torch.exp(energy) / torch.exp(energy).sum()
+            s, alpha = attended(p, "align", states, values, h_gen)
             alphas.append(alpha)
-            s = sum(a * v_k for a, v_k in zip(alpha, values))
         else:
             s = sum(states) / len(states) if config.caption == "mean" else sentence
             if config.caption == "none":
                 s = torch.zeros(1, dtype=torch.float64)
         gates = p["generator_latent.weight"] @ z + p["generator_sentence.weight"] @ s
+        if config.align_where:
+            theirs, _ = attended(p, "align_where", states, values, h_gen)
+            for row in range(4 * config.generator):
+                if row % config.generator >= config.generator - config.where:
+                    gates[row] = p["generator_latent.weight"][row] @ z + p["generator_sentence.weight"][row] @ theirs
         if config.where:
             h_gen, c_gen = two_lstms(p, gates, h_gen, c_gen, config.where)
         else:
@@ -164,6 +174,9 @@ CASES = [
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
     pytest.param(replace(SMALL, values="words"), 1, id="grey, values of the words alone"),
     pytest.param(replace(SMALL, prior="standard"), 1, id="grey, the prior of DRAW"),
+    pytest.param(
+        replace(SMALL, values="words", where=2, align_where=True, prior="standard"), 1, id="grey, all that is ours"
+    ),
     pytest.param(replace(SMALL, where=2), 3, id="colour, what and where apart"),
     pytest.param(replace(SMALL, caption="mean"), 3, id="colour, noalign"),
     pytest.param(replace(SMALL, caption="skipthought"), 1, id="grey, skipthought"),
@@ -312,6 +325,12 @@ def test_a_sentence_vector_given_to_a_model_with_word_states_replaces_the_attend
 def test_where_is_decided_by_some_units_but_not_by_all(where):
     with pytest.raises(ValueError, match=rf"DrawConfig.where: {where} is not allowed; 0, or fewer units"):
         replace(SMALL, where=where)
+
+
+def test_an_attention_of_its_own_is_for_units_that_decide_where():
+    for changes in ({}, {"where": 2, "caption": "mean"}):
+        with pytest.raises(ValueError, match=r"DrawConfig.align_where: True is not allowed; only with --model.where"):
+            replace(SMALL, align_where=True, **changes)
 
 
 def test_words_are_the_values_of_an_attention_only():
