@@ -32,7 +32,8 @@ from pathlib import Path
 from cluster import local
 from pipeline.tracking import git_commit, shown
 
-AWAY_S = 60  # a job server that is restarted is back by then
+AWAY_S = 60  # a job server that is restarted is back by then, and a head that is starting is ready
+STARTING, AGAIN_S = "No available agent", 2.0  # what Ray says while its head starts; when to ask again
 JOBS = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
@@ -55,11 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         file.write(json.dumps({"env_vars": variables}))
         file.flush()
         command += ["--runtime-env", file.name, *entry]
-        accepted = subprocess.run(
-            command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        accepted = _submit(command, surroundings)
     if accepted.returncode:
-        raise ValueError(f"Ray at {address} did not accept the job: {accepted.stdout.strip()[-1000:]}")
+        said = [
+            line for line in accepted.stdout.splitlines() if line.strip(" .")
+        ]  # a traceback, and a dot of Ray's after it
+        raise ValueError(f"Ray at {address} did not accept the job: {said[-1] if said else accepted.returncode}")
     later = f"Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}"
     if "RAY_API_SERVER_ADDRESS" not in os.environ:  # we know where `make up` started Ray, `ray` does not
         later += '   Before either: eval "$(python -m cluster.local env)"'
@@ -72,6 +74,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nThe job goes on. {later}")
         return 130
+
+
+def _submit(command: list[str], surroundings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `ray job submit`; again while Ray answers but cannot start jobs yet, as in its first seconds."""
+    patience = time.monotonic() + AWAY_S
+    while True:
+        done = subprocess.run(command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode == 0 or STARTING not in done.stdout or time.monotonic() > patience:
+            return done
+        time.sleep(AGAIN_S)
 
 
 def environment(surroundings: dict[str, str], address: str, names: list[str]) -> dict[str, str]:

@@ -126,6 +126,37 @@ def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
         server.shutdown()
 
 
+@pytest.mark.parametrize(("before", "asked"), [(0, 1), (2, 3)])
+def test_a_job_is_submitted_again_while_the_head_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, asked: int
+) -> None:
+    ray, calls = tmp_path / "ray", tmp_path / "calls"
+    ray.write_text(
+        f"#!/bin/sh\necho $1 >> {calls}\n[ $(wc -l < {calls}) -gt {before} ] && exit 0\n"
+        "echo 'RuntimeError: Request failed with status code 500: No available agent to submit job, please try again later..'\n"
+        "exit 1\n"
+    )
+    ray.chmod(0o755)
+    monkeypatch.setattr(submit, "AGAIN_S", 0.01)
+    assert submit._submit([str(ray), "job"], dict(os.environ)).returncode == 0
+    assert calls.read_text().split() == ["job"] * asked
+
+
+@pytest.mark.parametrize(
+    ("says", "patience"),
+    [("ValueError: Job with submission_id x already exists", 60), ("RuntimeError: No available agent", -1)],
+)
+def test_another_refusal_is_final_and_so_is_a_head_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, patience: float
+) -> None:
+    monkeypatch.setattr(submit, "AWAY_S", patience)
+    (ray := tmp_path / "ray").write_text(f"#!/bin/sh\necho asked >> {tmp_path}/calls\necho '{says}'\nexit 1\n")
+    ray.chmod(0o755)
+    done = submit._submit([str(ray)], dict(os.environ))
+    assert (done.returncode, done.stdout.strip()) == (1, says)
+    assert (tmp_path / "calls").read_text() == "asked\n"
+
+
 def test_a_job_gets_the_variables_it_needs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "AWS_SECRET_ACCESS_KEY": "planted", "AWS_REGION": "x"}
     monkeypatch.setenv("CANVAS_COMMIT", "abc")
