@@ -262,11 +262,8 @@ class DrawModel(CaptionModel):
         }
         used = {name: layer for name, layer in layers.items() if layer is not None}
         biases = {name: layer.bias for name, layer in used.items()} | {"encoder": self.encoder.recurrent.bias}
-        seen, told, told_where = (
-            {name: layer.weight for name, layer in used.items()},
-            self.generator_sentence.weight,
-            None,
-        )
+        seen = {name: layer.weight for name, layer in used.items()}
+        told, told_where = self.generator_sentence.weight, None
         if self.config.where:
             last = torch.arange(self.config.generator, device=told.device) >= self.config.generator - self.config.where
             seen |= _apart(seen, last)
