@@ -58,9 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         command += ["--runtime-env", file.name, *entry]
         accepted = _submit(command, surroundings)
     if accepted.returncode:
-        said = [
-            line for line in accepted.stdout.splitlines() if line.strip(" .")
-        ]  # a traceback, and a dot of Ray's after it
+        # of a traceback the error; Ray puts a dot on a line of its own after it
+        said = [line for line in accepted.stdout.splitlines() if line.strip(" .")]
         raise ValueError(f"Ray at {address} did not accept the job: {said[-1] if said else accepted.returncode}")
     later = f"Follow it: ray job logs -f {submission}   Stop it: ray job stop {submission}"
     if "RAY_API_SERVER_ADDRESS" not in os.environ:  # we know where `make up` started Ray, `ray` does not

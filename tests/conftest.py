@@ -109,7 +109,6 @@ def ray_environment(s3_server: str) -> Iterator[dict[str, str]]:
     changes = {
         "HOME": str(home),
         "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "token"),
         "RAY_DEDUP_LOGS": "0",

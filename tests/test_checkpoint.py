@@ -127,7 +127,7 @@ words, keep = origin.vocabulary.encode(["the digit 3", "a ball"])
 drawn = model.sample(words, keep, None, noise_rows(model.noise_shape, 2, (5,))).images
 torch.save([drawn, repr(origin), step], {str(tmp_path / "drawn.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run([sys.executable, "-c", program], check=True)
     drawn, origin, step = torch.load(tmp_path / "drawn.pt", weights_only=True)
     words, keep = ORIGIN.vocabulary.encode(["the digit 3", "a ball"])
     here = state.model.sample(words, keep, None, noise_rows(state.model.noise_shape, 2, (5,))).images

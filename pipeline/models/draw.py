@@ -103,8 +103,8 @@ class DrawModel(CaptionModel):
 
     where > 0 is ours as well: h^gen is two LSTMs side by side. Its last units make the windows of (2) and (8), the others the
     patch of (8), and in (7) neither LSTM sees the other's state; (3), (5) and (6) see both. So what is painted can depend on
-    where only through what both are told, z_t and s_t. With align_where not even through s_t: (6) is done twice, and each LSTM
-    is told what its own attention adds up. (alpha is that of the LSTM of what is painted.)
+    where only through what both are told, z_t and s_t. With align_where (6) is done twice, and each LSTM is told what its own
+    attention adds up (alpha is that of the LSTM of what is painted).
     """
 
     def __init__(self, config: DrawConfig, vocabulary: int, size: int, channels: int):

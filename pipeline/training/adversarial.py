@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.config import SharpenConfig, TrainConfig
-from pipeline.models.base import CaptionModel, noise_rows
+from pipeline.models.base import CaptionModel
 from pipeline.models.lapgan import Lapgan, LevelDiscriminator, Levels
 from pipeline.models.laplacian import enlarge, scales
 from pipeline.models.sharpener import Sharpener
@@ -102,8 +102,8 @@ def drawings_of(drawer: CaptionModel, config: SharpenConfig, ranks: Ranks = ALON
 
     @torch.no_grad()
     def examples(batch: Batch, step: int) -> list[Example]:
-        noise = noise_rows(drawer.noise_shape, config.batch, (config.seed, DRAWING, step), ranks.device)
-        _, drawing = drawer.reconstruct(batch, noise[ranks.rank :: ranks.size])
+        noise = ranks.noise(drawer.noise_shape, config.batch, (config.seed, DRAWING, step))
+        _, drawing = drawer.reconstruct(batch, noise)
         return [Example(drawing, drawer.describe(batch.words, batch.keep, batch.sentence), batch.images)]
 
     return examples
@@ -246,8 +246,7 @@ def take_step(
     )
 
     def noise(kind: int, level: int, shape: tuple[int, ...]) -> Tensor:
-        everyone = noise_rows(shape, config.batch, (config.seed, kind, state.step, level), ranks.device)
-        return everyone[ranks.rank :: ranks.size]
+        return ranks.noise(shape, config.batch, (config.seed, kind, state.step, level))
 
     latents = [noise(GENERATOR, level, net.noise_shape) for level, net in enumerate(generator.levels)]
     masks = [noise(DROPOUT, level, (2, *net.noise_shape)) for level, net in enumerate(discriminator.levels)]

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.models.base import noise_rows
 from pipeline.sample import Batch, Terms
-from pipeline.training.graph import Graph
+from pipeline.training.graph import Graph, differentiate
 from pipeline.training.meter import Meter
 from pipeline.training.optim import clip_gradients, gradient_norms, gradients_of, learning_rate, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
@@ -138,9 +137,7 @@ def backward(
     rows = config.batch // ranks.size
     assert len(batch) == rows, f"rank {ranks.rank} of {ranks.size} got {len(batch)} rows of a batch of {config.batch}"
     model = getattr(network, "module", network)
-    noise = noise_rows(model.noise_shape, config.batch, (config.seed, NOISE, step), ranks.device)[
-        ranks.rank :: ranks.size
-    ]
+    noise = ranks.noise(model.noise_shape, config.batch, (config.seed, NOISE, step))
     weights = {"kl": kl_weight(config, step)}
     if isinstance(network, Graph):
         return network.backward(batch, noise, weights)
@@ -150,9 +147,7 @@ def backward(
         last = len(parts) == config.accumulate - 1
         take = slice(int(part[0]), int(part[-1]) + 1)
         with nullcontext() if last or network is model else network.no_sync():
-            losses = network(_rows(batch, take), noise[take])
-            (Terms(losses, weights).total.sum() / rows).backward()
-        parts.append({name: loss.detach() for name, loss in losses.items()})
+            parts.append(differentiate(network, _rows(batch, take), noise[take], weights, rows))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

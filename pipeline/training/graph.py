@@ -61,9 +61,7 @@ class Graph:
     def _run(self) -> None:
         """The pass on what lies in `batch`, `noise` and `weights`."""
         self.module.zero_grad(set_to_none=True)
-        losses = self.module(self.batch, self.noise)
-        (Terms(losses, self.weights).total.sum() / len(self.batch)).backward()
-        self.losses = {name: loss.detach() for name, loss in losses.items()}
+        self.losses = differentiate(self.module, self.batch, self.noise, self.weights, len(self.batch))
 
     def _record(self) -> None:
         aside = torch.cuda.Stream()
@@ -86,6 +84,15 @@ class Graph:
         flat = self.ranks.sum(torch.cat([gradient.flatten() for gradient in gradients])) / self.ranks.size
         parts = flat.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
+def differentiate(
+    network: nn.Module, batch: Batch, noise: Tensor, weights: dict[str, float | Tensor], rows: int
+) -> dict[str, Tensor]:
+    """Losses (b,) by name, nats; the gradients of their weighted sum over `rows` are added to the parameters'."""
+    losses = network(batch, noise)
+    (Terms(losses, weights).total.sum() / rows).backward()
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.models.base import noise_rows
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -33,6 +35,10 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values, group=self.group)
         return values
+
+    def noise(self, shape: tuple[int, ...], batch: int, seed: tuple[int, ...]) -> Tensor:
+        """This rank's rows of a global batch's noise (batch / size, *shape), on its device."""
+        return noise_rows(shape, batch, seed, self.device)[self.rank :: self.size]
 
     def gather(self, thing: Any) -> list[Any]:
         """What every rank hands in, in order of rank."""

@@ -135,6 +135,7 @@ def test_a_step_that_waits_or_takes_values_of_the_cpu_is_found_out(wait) -> None
         record(Waits().to("meta"), None)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_on_a_gpu_the_recorded_step_trains_as_the_plain_one() -> None:
     shared = {"optimizer": "adam", "words": 3, "kl_warmup": 0.5}
