@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
-from pipeline.models.base import CaptionModel, noise_rows
+from pipeline.generate import row_noise
+from pipeline.models.base import CaptionModel
 from pipeline.sample import Batch
 
 NOISE = 2  # second seed of this noise; training's is 1
@@ -24,8 +25,8 @@ def term_sums(
     """Sums over images of each loss in nats, and their count as "images"; `first` is the place of the first in the split."""
     sums: Counter[str] = Counter()
     for batch in batches:
-        noise = torch.cat([noise_rows(model.noise_shape, 1, (seed, NOISE, first + row)) for row in range(len(batch))])
-        for name, losses in model.terms(batch.to(device), noise.to(device)).losses.items():
+        noise = row_noise(model.noise_shape, range(first, first + len(batch)), (seed, NOISE), device)
+        for name, losses in model.terms(batch.to(device), noise).losses.items():
             sums[name] += losses.double().sum().item()
         first += len(batch)
         sums["images"] += len(batch)
