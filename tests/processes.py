@@ -24,7 +24,7 @@ def run_ranks(ranks: int, work: Callable[..., Any], *arguments: Any) -> list[Any
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(ranks):
-            here, there = context.Pipe(duplex=False)
+            here, there = context.Pipe()
             task = (there, f"file://{folder}/meeting", rank, ranks, work, arguments)
             processes.append(context.Process(target=_rank, args=task, daemon=True))
             processes[-1].start()
@@ -74,5 +74,8 @@ def _rank(pipe: Connection, meeting: str, rank: int, ranks: int, work: Callable[
         error.add_note(traceback.format_exc())
         result = error
     pipe.send_bytes(pickle.dumps(result))  # by value: `send` would share tensors through a process that is about to end
-    # Without this a rank that is ready first may close its connections while another still reads from them.
+    # A rank that is ready first would close its connections while another still makes or reads them, so it stays until
+    # the last has answered and the other end is closed, as under Ray Train. One that failed must not: others wait for it.
+    if not isinstance(result, Exception):
+        pipe.poll(None)
     os._exit(0)
