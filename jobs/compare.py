@@ -100,6 +100,8 @@ def _compare(comparison: Comparison, runs: dict[str, dict], made_from: str) -> d
     gaps = _gaps(comparison, names)
     told, captions = _tell(comparison, names) if teller else ({}, 0)
     tables = [made.bound_table(rows), made.retrieval_table(rows), made.ways_table(rows)]
+    if full := made.full_table(rows):
+        tables.insert(2, full)
     if gaps:
         tables.append(made.gap_table(names[0], gaps))
     if any("judge/accuracy" in row.figures for row in rows):
@@ -267,10 +269,8 @@ def _gaps(comparison: Comparison, names: Sequence[str]) -> dict[str, dict[str, G
             )
         found.append((result["metrics"], from_bytes(storage.read_bytes(result["values"]))))
     (figures, first), seed = found[0], comparison.systems[0].config.evaluation.seed
-    candidates = round(figures.get("retrieval/candidates", 0))
     return {
-        name: value_gaps(first, values, candidates, seed)
-        for name, (_, values) in zip(names[1:], found[1:], strict=True)
+        name: value_gaps(first, values, figures, seed) for name, (_, values) in zip(names[1:], found[1:], strict=True)
     }
 
 

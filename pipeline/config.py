@@ -44,6 +44,7 @@ _RULES = {
     "min_workers": "0, or from 1 worker to as many as train.workers",
     "accumulate": "at least 1 part",
     "threads": "at least 1 thread",
+    "kl_weight": "a weight of the KL term is above 0",
     "kl_warmup": "it is a share between 0 and 1",
     "log_every": "at least 1 step between records",
     "patience": "0 or above, and above 0 only with --train.validate-every",
@@ -259,8 +260,10 @@ class TrainConfig:
     """Gradient norm limit."""
     clip_each: bool = True
     """Clip every parameter tensor on its own (the authors' code) instead of all together."""
+    kl_weight: float = 1.0
+    """Weight of the KL term in what is minimised; above 1, latent vectors leave more to the caption (Higgins et al. 2017)."""
     kl_warmup: float = 0.0
-    """Share of the steps over which the weight of the KL term rises from 0.1 to 1."""
+    """Share of the steps over which the weight of the KL term rises from 0.1 to `kl_weight`."""
     log_every: int = 20
     save_every: int = 500
     """Steps between checkpoints."""
@@ -300,6 +303,7 @@ class TrainConfig:
             lanes=self.lanes >= 1 and self.lanes % max(1, self.workers) == 0,
             threads=self.threads >= 1,
             graph=not self.graph or (self.words > 0 and self.accumulate == 1),
+            kl_weight=self.kl_weight > 0,
             kl_warmup=0 <= self.kl_warmup <= 1,
             log_every=self.log_every >= 1,
             save_every=self.save_every >= 1,
@@ -348,6 +352,8 @@ class EvaluationConfig:
     """Captions in retrieval; 0: all."""
     shortlist: int = 100
     """Candidates of a retrieval query: the true image and its nearest neighbours."""
+    full: bool = False
+    """Captions look among all measured images as well, which costs images / shortlist times as much."""
     ssi_captions: int = 100
     ssi_samples: int = 50
     """Drawings of a caption compared with its true image (paper: 50)."""

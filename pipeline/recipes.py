@@ -328,7 +328,7 @@ def flickr_aligndraw() -> RunConfig:
         ),
         train=_flickr(1_800),
         sharpen=SharpenConfig(steps=150, batch=50, maps=16, optimizer="adam", lr=1e-3, content=0.2, save_every=50),
-        evaluation=EvaluationConfig(ssi_captions=100, ssi_samples=10, judged=0, workers=2),
+        evaluation=EvaluationConfig(full=True, judged=0),
     )
 
 
@@ -387,9 +387,13 @@ def flickr_lapgan() -> RunConfig:
 
 @recipe
 def flickr_captioner() -> RunConfig:
-    """Show, Attend and Tell on Flickr8k, small, to say what the drawings of the others show. Draws nothing."""
+    """Show, Attend and Tell on Flickr8k, small, to say what the drawings of the others show. Draws nothing.
+
+    It judges the others instead of competing with them, so it learns until its validation stops, not for as long as they do.
+    """
     model = CaptionerConfig(maps=16, attention=64, hidden=200, word=100)
-    return replace(flickr_aligndraw(), name="flickr-captioner", model=model, train=_flickr(1_400))
+    train = _flickr(6_000, validate_every=500, patience=3)
+    return replace(flickr_aligndraw(), name="flickr-captioner", model=model, train=train)
 
 
 def find_recipe(name: str) -> RunConfig:

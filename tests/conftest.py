@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline import storage
 
@@ -27,6 +28,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as training processes have it: more threa
 os.environ["RAY_AUTH_MODE"] = (
     "token"  # Ray reads it once, on import, which a test module may do before any fixture runs
 )
+settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take a fifth of a second
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,17 +70,19 @@ def ranking_gaps(
     return {name: Gap(*map(float, ends)) for name, *ends in zip(names, mean, low, high, strict=True)}
 
 
-def value_gaps(first: Values, other: Values, candidates: int, seed: int = 0) -> dict[str, Gap]:
+def value_gaps(first: Values, other: Values, figures: Mapping[str, float], seed: int = 0) -> dict[str, Gap]:
     """Of two evaluations with equal settings on one data set: the differences of all that both measured, other minus first.
 
-    Bounds by image, rankings by query, similarities by caption, the judge's verdicts by drawing.
+    Bounds by image, rankings by query, similarities by caption, the judge's verdicts by drawing. `figures` of the first tell
+    how many candidates a ranking had.
     """
     gaps = {}
     for name in sorted(first.keys() & other.keys()):
         mine, theirs = first[name], other[name]
         if name.startswith("retrieval/"):
-            found = ranking_gaps(mine, theirs, candidates, seed=seed)
-            gaps |= {f"{name.removesuffix('places')}{figure}": gap for figure, gap in found.items()}
+            way = name.removesuffix("places")
+            found = ranking_gaps(mine, theirs, round(figures[f"{way}candidates"]), seed=seed)
+            gaps |= {f"{way}{figure}": gap for figure, gap in found.items()}
         elif name.startswith("ssi"):
             gaps[f"{name}/mean"] = paired_gap(mine.mean(1), theirs.mean(1))
         elif name.endswith("bound") or name.startswith("drawn/"):

@@ -113,6 +113,33 @@ def ways_table(systems: Sequence[System]) -> Table:
     return Table("Retrieval by other scores", _markdown(head, rows), note)
 
 
+def full_table(systems: Sequence[System]) -> Table | None:
+    """The same queries among all images that were measured; None where no system was ranked so."""
+    ranked = [system for system in systems if "retrieval/full/median_rank" in system.figures]
+    if not ranked:
+        return None
+    some = ranked[0].figures
+    cuts = [k for k in (1, 5, 10, 50) if f"retrieval/full/chance/r_at_{k}" in some]
+    rows = [
+        [
+            system.name,
+            *(_share(system.figures, f"retrieval/full/r_at_{k}") for k in cuts),
+            _between(system.figures, "retrieval/full/median_rank"),
+            _between(system.figures, "retrieval/full/plain/median_rank"),
+        ]
+        for system in ranked
+    ]
+    levels = [_percent(some[f"retrieval/full/chance/r_at_{k}"]) for k in cuts]
+    middle = f"{some['retrieval/full/chance/median_rank']:.1f}"
+    rows.append(["chance", *levels, middle, middle])
+    note = (
+        f"As above, among all {round(some['retrieval/full/candidates']):,} images whose caption is another, not only those "
+        "that look most alike. The paper ranks shortlists alone."
+    )
+    head = ["system", *(f"R@{k}" for k in cuts), "median rank", "median rank by p(x given y)"]
+    return Table("Retrieval among all images", _markdown(head, rows), note)
+
+
 def gap_table(first: str, gaps: Mapping[str, Mapping[str, Gap]]) -> Table:
     """Differences of the other systems to the first, in pairs."""
     named = [name for found in gaps.values() for name in found]
@@ -121,6 +148,7 @@ def gap_table(first: str, gaps: Mapping[str, Mapping[str, Gap]]) -> Table:
         "bound, sharpened": ("test/sharpened/bound", 1, "{:+.1f}"),
         **{f"R@{k}": (f"retrieval/r_at_{k}", 100, "{:+.1f}") for k in (1, 5, 10, 50)},
         "median rank": ("retrieval/median_rank", 1, "{:+.1f}"),
+        "median rank among all": ("retrieval/full/median_rank", 1, "{:+.1f}"),
         "SSI": ("ssi/mean", 1, "{:+.3f}"),
         "SSI, sharpened": ("ssi/sharpened/mean", 1, "{:+.3f}"),
         **{f"{label}: all right": (f"drawn/{group}/right", 100, "{:+.1f}") for group, label in GROUPS.items()},

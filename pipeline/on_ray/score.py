@@ -143,12 +143,13 @@ class Scorer:
     def scores(self, queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Captions (q,) by number, their candidates (q, C) -> log p(x | y) (q, C), nats."""
         encoded = self._encoded([self.test[1][query] for query in queries])
-        return np.stack(
-            [
-                score_caption(self.model, self._images(row), *caption, self._noise(row))
-                for caption, row in zip(encoded, candidates, strict=True)
-            ]
-        )
+        found = np.empty(candidates.shape)
+        for query, caption in enumerate(encoded):
+            for at in range(0, candidates.shape[1], self.settings.batch):
+                part = candidates[query, at : at + self.settings.batch]
+                scores = score_caption(self.model, self._images(part), *caption, self._noise(part))
+                found[query, at : at + len(part)] = scores
+        return found
 
     def similarity(self, start: int, count: int) -> dict[str, np.ndarray]:
         """Structural similarity of drawings of test captions to their image (count, drawings), and of sharpened drawings."""
@@ -240,7 +241,7 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
         ),
         **{name: _drawing_blocks(captions, settings.batch) for name, captions in groups.items()},
     }
-    values, candidates = {}, 0
+    values, candidates = {}, {}
     with Pool(partial(Scorer, order), workers=settings.workers, gpu=settings.gpu, log=log) as pool:
         measures = (f"bounds of {images:,} images, " if order.bounded else "no bound, ") + "drawings"
         log(f"evaluate: {measures}" + (", a judge of digits" if "judge" in work else ""))
@@ -249,7 +250,8 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
             judge = first["judge"][0]
             storage.publish_bytes(judge_file, judge)
         if order.bounded:
-            log(f"evaluate: captions look for their image among {settings.shortlist}")
+            among = f"{settings.shortlist}" + (f" and among all {images:,}" if settings.full else "")
+            log(f"evaluate: captions look for their image among {among}")
             sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
             places, candidates = _retrieve(pool, settings, images, judge, sentence)
             values |= {f"retrieval/{way}places": found for way, found in places.items()}
@@ -283,13 +285,12 @@ def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
     return figures
 
 
-def _rankings(values: dict[str, np.ndarray], candidates: int, seed: int) -> dict[str, float]:
-    """Figures of every way to rank."""
+def _rankings(values: dict[str, np.ndarray], candidates: dict[str, int], seed: int) -> dict[str, float]:
+    """Figures of every way to rank, each among so many candidates."""
     figures = {}
-    for name, places in values.items():
-        if name.startswith("retrieval/"):
-            found = summary(places, candidates, seed=seed)
-            figures |= {f"{name.removesuffix('places')}{key}": value for key, value in found.items()}
+    for way, number in candidates.items():
+        found = summary(values[f"retrieval/{way}places"], number, seed=seed)
+        figures |= {f"retrieval/{way}{name}": value for name, value in found.items()}
     return figures
 
 
@@ -336,13 +337,15 @@ def _judge_drawings(
 
 def _retrieve(
     pool: Pool, settings: EvaluationConfig, images: int, judge: bytes | None, sentence: np.ndarray
-) -> tuple[dict[str, np.ndarray], int]:
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Places (Q, 2) of the true image among the candidates of every query, and how many there are: by the ratio to the mean
-    sentence (the paper), by p(x | y) alone ("plain/"), and by the ratio to the mean over training captions ("any/")."""
+    sentence (the paper), by p(x | y) alone ("plain/"), and by the ratio to the mean over training captions ("any/"). Where all
+    images are ranked ("full/..."), the shortlist is the beginning of that list: each pair is scored once."""
     queries = np.arange(min(settings.queries or images, images))
     looks = pool.run({"features": _blocks("features", images, 4 * settings.batch, after=(judge,))})["features"]
     captions = [caption for _, part in looks for caption in part]
-    candidates = shortlists(np.concatenate([part for part, _ in looks]), captions, queries, settings.shortlist)
+    most = images if settings.full else settings.shortlist
+    candidates = shortlists(np.concatenate([part for part, _ in looks]), captions, queries, most)
     needed = np.unique(candidates)
     parts = [needed[start : start + settings.batch] for start in range(0, len(needed), settings.batch)]
     rows = [slice(start, start + QUERIES_A_BLOCK) for start in range(0, len(queries), QUERIES_A_BLOCK)]
@@ -357,8 +360,12 @@ def _retrieve(
     ways = {"": own - found["mean"][place], "plain/": own}
     if "any" in found:
         ways["any/"] = own - found["any"][place]
-    truth = np.zeros(len(queries), np.int64)
-    return {name: ranks(way, truth) for name, way in ways.items()}, candidates.shape[1]
+    truth, placed, among = np.zeros(len(queries), np.int64), {}, {}
+    for list_name, length in {"": settings.shortlist, **({"full/": most} if settings.full else {})}.items():
+        for way, scores in ways.items():
+            placed[f"{list_name}{way}"] = ranks(scores[:, :length], truth)
+            among[f"{list_name}{way}"] = min(length, candidates.shape[1])
+    return placed, among
 
 
 def read_split(manifest: Manifest, split: str, limit: int = 0) -> tuple[Tensor, list[str]]:

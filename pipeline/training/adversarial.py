@@ -144,7 +144,7 @@ def fit_adversarial(
 
     generators: the levels of the network in `state` that draws. batches: this rank's rows of global batch `state.step` and
     those after it. content: weight of the squared error to the real image, summed over an image, in the generator's loss.
-    Of a TrainConfig, what is about likelihoods (clip, kl_warmup, validation) does not apply.
+    Of a TrainConfig, what is about likelihoods (clip, kl_weight, validation) does not apply.
     """
     players = Players.of(state, generators, ranks)
     meter = Meter(config.steps, config.batch, state.step, _headline)

@@ -152,9 +152,9 @@ def backward(
 
 
 def kl_weight(config: TrainConfig, step: int) -> float:
-    """Weight of the KL term: from 0.1 to 1 over the first `kl_warmup` of the steps, then 1."""
-    rise = config.kl_warmup * config.steps
-    return min(1.0, 0.1 + 0.9 * step / rise) if rise else 1.0
+    """Weight of the KL term: from 0.1 to `config.kl_weight` over the first `kl_warmup` of the steps, then that."""
+    rise, start, end = config.kl_warmup * config.steps, 0.1, config.kl_weight
+    return start + (end - start) * min(1.0, step / rise) if rise else end
 
 
 def _metrics(losses: dict[str, float], config: TrainConfig, step: int) -> dict[str, float]:

@@ -127,10 +127,11 @@ VALUES = {
     "drawn/one_digit/seen/right": np.array([True, False, True, True]),
     "drawn/one_digit/seen/places": np.array([True, True, True, True]),
 }
+RANKED = {"retrieval/candidates": 20.0}
 
 
 def test_a_system_and_itself_differ_by_exactly_nothing() -> None:
-    gaps = value_gaps(VALUES, {name: value.copy() for name, value in VALUES.items()}, 20)
+    gaps = value_gaps(VALUES, {name: value.copy() for name, value in VALUES.items()}, RANKED)
     assert set(gaps) == {
         "test/bound",
         *(f"retrieval/{name}" for name in ("r_at_1", "r_at_5", "r_at_10", "median_rank")),
@@ -143,9 +144,9 @@ def test_a_system_and_itself_differ_by_exactly_nothing() -> None:
 
 def test_similarities_are_paired_by_caption_and_what_one_lacks_has_no_gap() -> None:
     other = {"ssi": VALUES["ssi"] + [[0.1, 0.3], [0.0, 0.0]], "retrieval/places": rankings(5)[:9]}
-    gap = value_gaps(VALUES, {"ssi": other["ssi"]}, 20)
+    gap = value_gaps(VALUES, {"ssi": other["ssi"]}, RANKED)
     assert set(gap) == {"ssi/mean"}
     half = 1.96 * statistics.stdev([0.2, 0.0]) / 2**0.5
     assert (gap["ssi/mean"].mean, gap["ssi/mean"].high) == pytest.approx((0.1, 0.1 + half))
     with pytest.raises(ValueError, match="9 queries of one system, 60 of the other"):
-        value_gaps(VALUES, other, 20)
+        value_gaps(VALUES, other, RANKED)

@@ -14,6 +14,7 @@ from pipeline.evaluation.tables import (
     System,
     bound_table,
     faithfulness_table,
+    full_table,
     gap_table,
     retrieval_table,
     telling_table,
@@ -89,8 +90,20 @@ def test_retrieval_has_intervals_and_chance_and_a_system_without_a_bound_has_its
     assert found["LAPGAN"] == [*["-"] * 5, "0.080 ± 0.070", "0.100", "-", "-", "0.08 ± 0.07"]
     assert found["chance"][:5] == ["1.0", "5.0", "10.0", "50.0", "50.5"]
     assert "500 test captions" in table.note and "first k of 100" in table.note
+    assert full_table(SYSTEMS) is None
     ways = ways_table(SYSTEMS).markdown
     assert ways.count("alignDRAW") == 2 and "LAPGAN" not in ways and "ratio to the mean over captions" in ways
+
+
+def test_a_ranking_of_all_images_has_its_own_chance_level() -> None:
+    everywhere = {**RANKED, "candidates": 500.0, "chance/r_at_1": 0.002, "chance/median_rank": 250.5}
+    ranked = System(
+        "alignDRAW", {f"retrieval/full/{way}{k}": v for way in ("", "plain/") for k, v in everywhere.items()}
+    )
+    table = full_table([*SYSTEMS, ranked])
+    assert rows(table)["alignDRAW"] == ["4.2 (3.0 to 6.0)", "31.5 (29 to 34)", "31.5 (29 to 34)"]
+    assert rows(table)["chance"] == ["0.2", "250.5", "250.5"] and "LAPGAN" not in table.markdown
+    assert "all 500 images" in table.note
 
 
 def test_differences_are_printed_with_their_intervals_and_a_star_where_they_do_not_hold_zero() -> None:

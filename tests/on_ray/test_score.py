@@ -103,7 +103,7 @@ def order(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Order:
     model = build_model(RECIPE.model, len(vocabulary), 60, 1)
     drawing = checkpoint.save(f"{folder}/train", TrainState.of(model, make_optimizer(model, RECIPE.train)), origin)
     sharpener = checkpoint.save(f"{folder}/sharpen", sharpener_state(model, 1, 60, RECIPE.sharpen), origin)
-    settings = replace(RECIPE.evaluation, any_captions=3, judge_steps=20, workers=1)
+    settings = replace(RECIPE.evaluation, any_captions=3, judge_steps=20, workers=1, full=True)
     return Order(dataset, drawing, sharpener, settings)
 
 
@@ -164,6 +164,22 @@ def test_every_mean_is_one_of_the_values_that_are_kept(measured: tuple) -> None:
         places = values[f"retrieval/{way}places"]
         assert places.shape == (4, 2)
         assert figures[f"retrieval/{way}r_at_1"] == pytest.approx(found_within(places, 1).mean())
+
+
+def test_a_ranking_of_all_images_leaves_the_shortlist_as_it_is_and_counts_every_other_image(
+    order: Order, measured: tuple
+) -> None:
+    values, figures = measured[0].values, measured[0].figures
+    short = evaluate(replace(order, settings=replace(order.settings, full=False)), str(measured[1]), lambda line: None)
+    assert not [name for name in short.figures if "full" in name]
+    assert {name: figures[name] for name in short.figures} == short.figures
+    scorer = Scorer(order)
+    captions = scorer.test[1]
+    for query, (higher, same) in enumerate(values["retrieval/full/plain/places"]):
+        others = [image for image, caption in enumerate(captions) if caption != captions[query]]
+        own, *scores = (scorer.scores(np.array([query]), np.array([[image]]))[0, 0] for image in (query, *others))
+        assert (sum(score > own for score in scores), same) == (higher, 0)
+    assert 10 < figures["retrieval/full/candidates"] == 1 + len(others)
 
 
 def test_of_a_system_without_a_bound_its_drawings_are_measured(order: Order, measured: tuple, tmp_path: Path) -> None:

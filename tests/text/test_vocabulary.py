@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.text.vocabulary import PADDING, SPECIAL, UNKNOWN, Vocabulary, tokenize
@@ -88,7 +88,6 @@ def test_words_are_ordered_by_frequency_then_alphabet_whatever_the_order_of_capt
 
 
 @given(CAPTIONS, CAPTIONS, st.integers(0, 6))
-@settings(deadline=None)
 def test_encoding_keeps_words_in_order_and_marks_padding(known: list[str], captions: list[str], words: int) -> None:
     vocabulary = Vocabulary.build(known)
     ids, keep = vocabulary.encode(captions, words)

@@ -75,6 +75,9 @@ def test_the_weight_of_the_kl_term_rises_from_a_tenth_to_one() -> None:
     config = TrainConfig(steps=100, kl_warmup=0.3)
     assert [kl_weight(config, step) for step in (0, 15, 30, 99)] == pytest.approx([0.1, 0.55, 1, 1])
     assert kl_weight(TrainConfig(steps=100), 0) == 1
+    heavy = TrainConfig(steps=100, kl_warmup=0.3, kl_weight=3)
+    assert [kl_weight(heavy, step) for step in (0, 15, 30, 99)] == pytest.approx([0.1, 1.55, 3, 3])
+    assert kl_weight(TrainConfig(kl_weight=3), 0) == 3
 
 
 # ---- going on after an end
