@@ -34,6 +34,7 @@ from pipeline.training.state import TrainState
 FORMAT = 1  # raised when an older version could not read what a newer one writes
 META, WEIGHTS, OPTIMIZERS = "meta.json", "weights.pt", "optimizers.pt"
 SAFE = "weights.safetensors"  # the weights of an exported checkpoint, which has no optimizers
+POSITION = ("step", "best", "worse", "measured")  # of a TrainState, besides its networks; the first versions had no `measured`
 KEEP = 2  # latest checkpoints kept, besides the best one
 
 
@@ -60,6 +61,7 @@ class Checkpoint:
     bound: float | None  # on the validation split, nats, where it was measured
     best: float | None
     worse: int
+    measured: int
     origin: Origin
     networks: dict[str, dict[str, Tensor]]  # state dicts by name
     optimizers: dict[str, dict[str, Any]]  # empty where only the weights were asked for
@@ -70,7 +72,8 @@ class Checkpoint:
             network.load_state_dict(self.networks[name])
         for name, optimizer in state.optimizers.items():
             optimizer.load_state_dict(self.optimizers[name])
-        state.step, state.best, state.worse = self.step, self.best, self.worse
+        for name in POSITION:
+            setattr(state, name, getattr(self, name))
 
     def model(self) -> CaptionModel:
         """The drawing model, rebuilt from the config and ready to draw."""
@@ -106,7 +109,7 @@ def save(
             WEIGHTS: _publish(path, WEIGHTS, {name: network.state_dict() for name, network in state.networks.items()}),
             OPTIMIZERS: _publish(path, OPTIMIZERS, {name: one.state_dict() for name, one in state.optimizers.items()}),
         }
-        facts = {"step": state.step, "bound": bound, "best": state.best, "worse": state.worse}
+        facts = {"bound": bound, **{name: getattr(state, name) for name in POSITION}}
         _publish_meta(path, facts, origin, files)
         verify(path)
     except BaseException:  # also KeyboardInterrupt: a part of a checkpoint must not fill the disk
@@ -131,7 +134,7 @@ def export(checkpoint: Checkpoint, path: str, networks: Sequence[str]) -> None:
     with storage.publishing(storage.join(path, SAFE)) as part:
         save_file(tensors, part)
         files = {SAFE: _described(part)}
-    facts = {name: getattr(checkpoint, name) for name in ("step", "bound", "best", "worse")}
+    facts = {name: getattr(checkpoint, name) for name in ("bound", *POSITION)}
     _publish_meta(path, facts, checkpoint.origin, files)
     verify(path)
 
@@ -155,7 +158,7 @@ def load(path: str, *, optimizers: bool = True) -> Checkpoint:
         size=meta["image"]["size"],
         channels=meta["image"]["channels"],
     )
-    facts = {name: meta[name] for name in ("step", "bound", "best", "worse")}
+    facts = {"measured": meta["step"], **{name: meta[name] for name in ("bound", *POSITION) if name in meta}}
     return Checkpoint(
         path=path, origin=origin, networks=tensors[WEIGHTS], optimizers=tensors.get(OPTIMIZERS, {}), **facts
     )
@@ -241,7 +244,7 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def _publish_meta(path: str, facts: Mapping[str, Any], origin: Origin, files: Mapping[str, Any]) -> None:
-    """Write meta.json, with which the checkpoint exists. facts: step, bound, best, worse."""
+    """Write meta.json, with which the checkpoint exists. facts: the bound, and what `POSITION` names."""
     meta = {
         "format": FORMAT,
         "version": pipeline.__version__,

@@ -63,26 +63,34 @@ def fit(
     state.model.train()
     network = Graph(state.model, ranks) if config.graph else ranks.wrap(state.model)
     meter, steps = Meter(config.steps, config.batch, state.step, _headline), config.steps
+
+    def measure() -> tuple[float, bool]:
+        """The bound on the validation split, nats, and whether it is the best so far."""
+        with meter.paused():
+            held_out = _mean_over_ranks(validate(), ranks)
+        bound = -sum(held_out.values())
+        better = state.take_bound(bound)
+        if ranks.first:
+            log({"val/bound": bound, **{f"val/{name}": mean for name, mean in held_out.items()}}, state.step)
+            praise = ", the best so far" if better else ""
+            say(f"step {state.step}/{steps}: validation bound {bound:.2f} nats{praise}")
+        return bound, better
+
+    if validate is not None and state.measured < state.step and _validation_is_due(config, state.step):
+        save(state, measure()[0])  # who was asked to stop here did not wait for it
     reason = _end(state, config)
     while reason is None:
         waited = time.perf_counter()
         batch = next(batches).to(ranks.device)
         meter.waited += time.perf_counter() - waited
         if meter.steps == 0 and isinstance(network, nn.parallel.DistributedDataParallel):
-            _settle_buckets(network, batch)
+            _settle_buckets(network, batch, config.accumulate)
         stopping, sums, norm = take_step(state, network, batch, config, ranks, stop())
         meter.add(sums)
 
         bound, better = None, False
         if validate is not None and _validation_is_due(config, state.step, stopping):
-            with meter.paused():
-                held_out = _mean_over_ranks(validate(), list(sums), ranks)
-            bound = -sum(held_out.values())
-            better = state.take_bound(bound)
-            if ranks.first:
-                log({"val/bound": bound, **{f"val/{name}": mean for name, mean in held_out.items()}}, state.step)
-                praise = ", the best so far" if better else ""
-                say(f"step {state.step}/{steps}: validation bound {bound:.2f} nats{praise}")
+            bound, better = measure()
         reason = _end(state, config) or ("stopped" if stopping else None)
         if ranks.first and (reason or state.step % config.log_every == 0):
             log(
@@ -180,19 +188,19 @@ def _end(state: TrainState, config: TrainConfig) -> Literal["finished", "early"]
     return "early" if config.patience and state.worse >= config.patience else None
 
 
-def _validation_is_due(config: TrainConfig, step: int, stopping: bool) -> bool:
-    """At the end always; in between not when somebody waits for this process to end."""
+def _validation_is_due(config: TrainConfig, step: int, stopping: bool = False) -> bool:
+    """At the end always; in between not when somebody waits for this process to end: the one that goes on does it then."""
     return step == config.steps or bool(config.validate_every and step % config.validate_every == 0 and not stopping)
 
 
-def _settle_buckets(network: nn.Module, batch: Batch) -> None:
+def _settle_buckets(network: nn.Module, batch: Batch, parts: int) -> None:
     """A backward pass whose gradients are thrown away.
 
     DistributedDataParallel re-packs its buckets after its first pass, and with more than two ranks the order in which a
     value is summed depends on its place in a bucket. So that a restarted run sums as the undisturbed one does, the first
-    pass of either is not part of the training.
+    pass of either is not part of the training. It has as many rows as fit memory at once.
     """
-    model = network.module
+    model, batch = network.module, _rows(batch, slice(-(-len(batch) // parts)))
     noise = torch.zeros((len(batch), *model.noise_shape), device=batch.images.device)
     Terms(network(batch, noise)).total.mean().backward()
     model.zero_grad(set_to_none=True)
@@ -203,8 +211,9 @@ def _rows(batch: Batch, take: slice) -> Batch:
     return Batch(batch.images[take], batch.words[take], batch.keep[take], batch.keys[take], sentence)
 
 
-def _mean_over_ranks(sums: dict[str, float], names: list[str], ranks: Ranks) -> dict[str, float]:
+def _mean_over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
     """Means over all images of all ranks' shares; a share may be empty."""
+    names = next(filter(None, ranks.gather([name for name in sums if name != "images"])))
     here = [sums.get(name, 0.0) for name in [*names, "images"]]
     *totals, images = ranks.sum(torch.tensor(here, dtype=torch.float64, device=ranks.device)).tolist()
     return {name: total / images for name, total in zip(names, totals, strict=True)}

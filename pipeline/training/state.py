@@ -22,6 +22,7 @@ class TrainState:
     step: int = 0  # optimizer steps taken
     best: float | None = None  # best validation bound so far, nats an image
     worse: int = 0  # validations since then
+    measured: int = 0  # the step of the last validation
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Optimizer) -> TrainState:
@@ -38,6 +39,7 @@ class TrainState:
 
     def take_bound(self, bound: float) -> bool:
         """Note a validation bound; whether it is the best so far."""
+        self.measured = self.step
         better = math.isfinite(bound) and (self.best is None or bound > self.best)
         self.best, self.worse = (bound, 0) if better else (self.best, self.worse + 1)
         return better

@@ -266,6 +266,42 @@ def test_training_ends_when_validation_stops_improving_and_the_best_was_saved() 
     assert fit(state, iter([]), config) == Outcome("early", 14, 0.0)  # an ended run takes no further step
 
 
+@pytest.mark.parametrize("stop_at", [4, 16, 20, 28, 32])
+def test_a_validation_that_a_stop_left_out_is_made_by_who_goes_on(tmp_path: Path, stop_at: int) -> None:
+    config = tiny_config(steps=40, validate_every=4, patience=3, lr=0.1)
+
+    def go(folder: Path, stop_at: int = 0) -> tuple:
+        state, bounds = tiny_state(config), {}
+        if (kept := checkpoint.latest(str(folder))) is not None:
+            kept.restore(state)
+
+        def validate() -> dict[str, float]:
+            return term_sums(state.model, [next(tiny_batches(config, 1000))], seed=5)
+
+        outcome = fit(
+            state,
+            tiny_batches(config, state.step),
+            config,
+            validate=validate,
+            log=lambda metrics, step: bounds.update({step: metrics["val/bound"]} if "val/bound" in metrics else {}),
+            save=lambda state, bound: checkpoint.save(str(folder), state, origin_of(config), bound=bound),
+            stop=lambda: state.step == stop_at - 1,
+            say=lambda line: None,
+        )
+        return outcome, bounds, everything(state), (state.best, state.worse)
+
+    outcome, bounds, *rest = go(tmp_path / "whole")
+    assert (outcome.reason, outcome.step) == ("early", 32) and rest[1][1] == 3, "the best is that of step 20"
+    first, before, *_ = go(tmp_path / "parts", stop_at)
+    assert (first.reason, first.step, stop_at in before) == ("stopped", stop_at, False)
+    last, after, *again = go(tmp_path / "parts")
+    assert (last.reason, last.step, before | after) == (outcome.reason, outcome.step, bounds)
+    assert again[1] == rest[1]
+    assert_equal(again[0], rest[0])
+    best = [checkpoint.best(str(tmp_path / name)) for name in ("whole", "parts")]
+    assert best[0].step == best[1].step and best[0].bound == best[1].bound is not None
+
+
 def test_a_finished_run_takes_no_further_step() -> None:
     config = tiny_config()
     state = tiny_state(config)
