@@ -404,6 +404,8 @@ class RunConfig:
             raise ValueError(
                 f"sharpen.batch: {self.sharpen.batch} does not divide among {self.train.workers} workers (train.workers)"
             )
+        if self.train.accumulate > 1 and self.model.kind == "lapgan":
+            raise ValueError("train.accumulate: a lapgan takes a batch at once; lower --train.batch or add workers")
         if self.train.graph and self.model.kind not in ("draw", "vae"):
             raise ValueError(
                 f"train.graph: the steps of a {self.model.kind} differ in shape; only of draw and vae models"

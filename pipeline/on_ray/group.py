@@ -98,16 +98,18 @@ def run_group(
                 if _lasts(error):
                     raise error from None
                 failures, kept = (failures + 1 if _steps(folder) == kept else 1), _steps(folder)
-                if asked.is_set() or failures > config.retries:
-                    raise OSError(
-                        f"training failed {failures} times without a new checkpoint: {_line(error)}"
-                    ) from failure
+                if asked.is_set():
+                    say(f"stopped while the workers were lost ({_line(error)}): {_going_on(kept)}")
+                    raise SystemExit(128 + signal.SIGTERM) from failure
+                if failures > config.retries:
+                    retries = f"{config.retries} retries without a new checkpoint"
+                    raise OSError(f"training failed, after {retries}: {_line(error)}") from failure
                 say(f"lost the workers ({_line(error)}): starting them again, {failures} of {config.retries}")
                 time.sleep(min(2.0**failures, 30.0))
                 continue
             if asked.is_set():
                 storage.delete(stop)
-                say(f"stopped with a checkpoint at step {_steps(folder)[-1]}: the same command goes on from there")
+                say(f"stopped with {_going_on(_steps(folder))}")
                 raise SystemExit(128 + signal.SIGTERM)
             if result.get("reason") != "stopped":  # stopped, but not by us: the machine is taken away, go on elsewhere
                 return result
@@ -251,6 +253,10 @@ def _lasts(error: BaseException) -> bool:
 def _steps(folder: str) -> list[int]:
     """Steps of the checkpoints that are there."""
     return [checkpoint.step_of(path) for path in checkpoint.found(storage.join(folder, CHECKPOINTS))]
+
+
+def _going_on(steps: list[int]) -> str:
+    return f"a checkpoint at step {steps[-1]}: the same command goes on from there" if steps else "no checkpoint yet"
 
 
 def _line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ global batch), so neither the number of ranks nor an interruption changes the re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from pipeline.models.lapgan import Lapgan, LevelDiscriminator, Levels
 from pipeline.models.laplacian import enlarge, scales
 from pipeline.models.sharpener import Sharpener
 from pipeline.sample import Batch
-from pipeline.training.fit import NotFinite, Outcome
+from pipeline.training.fit import NotFinite, Outcome, what_is_not_finite
 from pipeline.training.meter import Meter
 from pipeline.training.optim import gradient_norms, learning_rate, make_optimizer, set_learning_rate
 from pipeline.training.ranks import ALONE, Ranks
@@ -156,7 +156,7 @@ def fit_adversarial(
         given = examples(batch, state.step)
         if meter.steps == 0 and ranks.size > 1:
             players.settle_buckets(given)
-        stopping, means = take_step(state, players, given, config, content, ranks, stop())
+        stopping, means = take_step(state, players, given, batch.keys, config, content, ranks, stop())
         meter.add(means)
         reason = "finished" if state.step >= config.steps else "stopped" if stopping else None
         if ranks.first and (reason or state.step % config.log_every == 0):
@@ -178,15 +178,20 @@ class Side:
     wrapped: nn.Module  # the levels under DDP: its backward pass averages gradients over ranks
     optimizer: Optimizer
 
-    def update(self, step: int, rate: float) -> None:
-        """One optimizer step; NotFinite before it if a gradient is not. Gradients are averages, so all ranks see the same."""
+    def update(
+        self, step: int, rate: float, losses: dict[str, Tensor], keys: Sequence[str], ranks: Ranks = ALONE
+    ) -> None:
+        """One optimizer step; NotFinite before it if a gradient is not. Gradients are averages, so all ranks see the same.
+
+        losses: those of this rank's rows (b,), and keys: of their samples, are what the error names.
+        """
         named = dict(self.levels.named_parameters())
         norms = gradient_norms([parameter.grad for parameter in named.values()])
         if not norms.isfinite().all():
-            bad = [name for name, norm in zip(named, norms.tolist(), strict=True) if norm - norm != 0]
+            what = what_is_not_finite(losses, [f"{self.name}.{name}" for name in named], norms, keys, ranks)
             raise NotFinite(
-                f"step {step}: the gradient of {bad[0]}{f' and {len(bad) - 1} more' if bad[1:] else ''} of the {self.name} "
-                "is not finite; stopped before its update, the last checkpoint is untouched: lower the learning rate"
+                f"step {step}: {what}; stopped before the {self.name}'s update, the last checkpoint is untouched: lower the "
+                "learning rate, or look at these samples"
             )
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
@@ -227,12 +232,13 @@ def take_step(
     state: TrainState,
     players: Players,
     given: list[Example],
+    keys: Sequence[str],
     config: SharpenConfig | TrainConfig,
     content: float = 0.0,
     ranks: Ranks = ALONE,
     stop: bool = False,
 ) -> tuple[bool, dict[str, float]]:
-    """One update of each side on this rank's rows; raises NotFinite, on all ranks, before the update that would spread it.
+    """One update of each side on this rank's rows, whose samples `keys` name; raises NotFinite, on all ranks, before the update that would spread it.
 
     Returns whether any rank wants to stop, and means over the global batch: the two losses in nats, the squared error of an
     image, what the generator changed of a pixel (0: it has died), and how sure the discriminator is that real and
@@ -263,7 +269,8 @@ def take_step(
     told = [discriminator_loss(real, fake) for real, fake in verdicts]
     discriminator.levels.zero_grad(set_to_none=True)
     (sum(loss.sum() for loss in told) / rows).backward()
-    discriminator.update(state.step, rate)
+    prefixes = [f"level{level}/" if len(given) > 1 else "" for level in range(len(given))]
+    discriminator.update(state.step, rate, _named("discriminator", prefixes, told), keys, ranks)
 
     # The new discriminator is asked for the gradient of the images alone, so it is not the wrapped one and its own
     # parameters are left alone; from the images on it is the wrapped generators' backward pass.
@@ -276,21 +283,26 @@ def take_step(
     objective = sum((fool + content * miss).sum() for fool, miss in zip(fooled, missed, strict=True)) / rows
     generator.levels.zero_grad(set_to_none=True)
     torch.autograd.backward(images, torch.autograd.grad(objective, shown))
-    generator.update(state.step, rate)
+    losses = _named("generator", prefixes, fooled) | _named("squared_error", prefixes, missed)
+    generator.update(state.step, rate, losses, keys, ranks)
 
     state.step += 1
     sums = {}
     changed = [(image - one.coarse).abs().flatten(1).mean(1) for image, one in zip(shown, given, strict=True)]
-    for level, (tell, fool, miss, change, (real, fake)) in enumerate(
-        zip(told, fooled, missed, changed, verdicts, strict=True)
+    for prefix, tell, fool, miss, change, (real, fake) in zip(
+        prefixes, told, fooled, missed, changed, verdicts, strict=True
     ):
-        prefix = f"level{level}/" if len(given) > 1 else ""
         measured = {"discriminator": tell, "generator": fool, "squared_error": miss, "change": change}
         measured |= {"real": real.sigmoid(), "fake": fake.sigmoid()}
         sums |= {prefix + name: values.detach().double().sum() for name, values in measured.items()}
     facts = [torch.tensor(float(stop), dtype=torch.float64, device=ranks.device), *sums.values()]
     stopping, *totals = ranks.sum(torch.stack(facts)).tolist()
     return stopping > 0, {name: total / config.batch for name, total in zip(sums, totals, strict=True)}
+
+
+def _named(name: str, prefixes: Sequence[str], losses: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Losses of the levels by the names they are logged under."""
+    return {f"{prefix}{name}": loss.detach() for prefix, loss in zip(prefixes, losses, strict=True)}
 
 
 def _headline(means: dict[str, float]) -> str:

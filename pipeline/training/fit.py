@@ -10,7 +10,7 @@ global batch), the learning rate and the weight of the KL term to the step, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -221,22 +221,28 @@ def _mean_over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
 
 def _complaint(state: TrainState, batch: Batch, losses: dict[str, Tensor], norms: Tensor, ranks: Ranks) -> str:
     """One line, the same on every rank: what is not finite, and in which samples."""
-    bad = {
-        name: [batch.keys[row] for row in (~loss.isfinite()).nonzero().flatten().tolist()]
-        for name, loss in losses.items()
-    }
-    everywhere = ranks.gather((bad, list(batch.keys)))
     names = [name for name, parameter in state.model.named_parameters() if parameter.grad is not None]
+    return (
+        f"step {state.step}: {what_is_not_finite(losses, names, norms, batch.keys, ranks)}; stopped before the update, the last "
+        "checkpoint is untouched: lower train.lr or train.clip, or look at these samples"
+    )
+
+
+def what_is_not_finite(
+    losses: dict[str, Tensor], names: Sequence[str], norms: Tensor, keys: Sequence[str], ranks: Ranks
+) -> str:
+    """The losses (b,) that are nan or infinite and the samples they are of, on any rank; else the gradients that are, by the
+    names of their parameters and their norms, and the samples of the batch. Called on all ranks together."""
+    bad = {
+        name: [keys[row] for row in (~loss.isfinite()).nonzero().flatten().tolist()] for name, loss in losses.items()
+    }
+    everywhere = ranks.gather((bad, list(keys)))
     terms = {name: [key for here, _ in everywhere for key in here[name]] for name in losses}
     if any(terms.values()):
-        what = "; ".join(f"{name} is not finite for {_some(keys)}" for name, keys in terms.items() if keys)
-    else:
-        tensors = [name for name, norm in zip(names, norms.tolist(), strict=True) if norm - norm != 0]
-        what = f"the gradient of {_some(tensors)} is not finite, in a batch of {_some([k for _, keys in everywhere for k in keys])}"
-    return (
-        f"step {state.step}: {what}; stopped before the update, the last checkpoint is untouched: "
-        "lower train.lr or train.clip, or look at these samples"
-    )
+        return "; ".join(f"{name} is not finite for {_some(found)}" for name, found in terms.items() if found)
+    tensors = [name for name, norm in zip(names, norms.tolist(), strict=True) if norm - norm != 0]
+    batch = _some([key for _, found in everywhere for key in found])
+    return f"the gradient of {_some(tensors)} is not finite, in a batch of {batch}"
 
 
 def _some(names: list[str], most: int = 8) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.models.base import CaptionModel
 from pipeline.sample import Batch, Terms
-from pipeline.training.ranks import Ranks
+from pipeline.training.ranks import Ranks, make_dense
 
 WARM_UP = 3  # passes before the recording: libraries allocate their workspaces
 
@@ -30,8 +30,7 @@ class Graph:
 
     def __init__(self, model: CaptionModel, ranks: Ranks) -> None:
         self.module, self.ranks = model.to(ranks.device), ranks
-        for table in (part for part in model.modules() if isinstance(part, nn.Embedding)):
-            table.sparse = False  # how many rows a sparse gradient has is known only to who waits for it
+        make_dense(model)
         self.batch: Batch | None = None  # where every batch is copied to
         self.replay: Callable[[], None] = self._run
 

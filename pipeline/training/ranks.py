@@ -53,7 +53,16 @@ class Ranks:
         model.to(self.device)
         if self.size == 1:
             return model
+        if dist.get_backend(self.group) == "nccl":
+            make_dense(model)
         return nn.parallel.DistributedDataParallel(model, process_group=self.group, gradient_as_bucket_view=True)
+
+
+def make_dense(model: nn.Module) -> None:
+    """Word tables get dense gradients, where sparse ones cannot be used: NCCL does not add them up, and how many rows one has
+    is known only to who waits for it. RMSprop (optim.py) takes either, from one step to the next."""
+    for table in (part for part in model.modules() if isinstance(part, nn.Embedding)):
+        table.sparse = False
 
 
 ALONE = Ranks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -397,7 +398,7 @@ def test_retries_without_a_new_checkpoint_are_limited_and_a_new_one_starts_the_c
         return Lost("SIGKILL")
 
     attempts = failing(monkeypatch, *[Lost("SIGKILL")] * 2, *[lost_after_a_checkpoint] * 5, *[Lost("SIGKILL")] * 2)
-    with pytest.raises(OSError, match="failed 3 times without a new checkpoint: Lost: connection closed"):
+    with pytest.raises(OSError, match="failed, after 2 retries without a new checkpoint: Lost: connection closed"):
         run_group(train_worker, {}, config_of(retries=2).train, str(tmp_path), lambda line: None)
     assert len(attempts) == 9
 
@@ -434,6 +435,22 @@ def test_sigterm_reaches_the_first_rank_by_a_file(monkeypatch: pytest.MonkeyPatc
     assert lines == ["stopped with a checkpoint at step 5: the same command goes on from there"]
     assert signal.getsignal(signal.SIGTERM) is before
     assert not storage.exists(f"{tmp_path}/stop")
+
+
+def test_workers_that_are_lost_while_they_are_asked_to_stop_are_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lost_when_asked() -> Exception:
+        os.kill(os.getpid(), signal.SIGTERM)
+        storage.publish_text(f"{tmp_path}/checkpoints/step-00000005/meta.json", "")
+        return Lost("SIGKILL")
+
+    lines: list[str] = []
+    failing(monkeypatch, lost_when_asked)
+    with pytest.raises(SystemExit) as end:
+        run_group(train_worker, {}, config_of().train, str(tmp_path), lines.append)
+    assert end.value.code == 143
+    assert re.search(r"^stopped while the workers were lost \(Lost: .*\): a checkpoint at step 5: the same", lines[0])
 
 
 def test_nobody_looks_for_a_request_to_stop_once_training_is_over(dataset: str, tmp_path: Path) -> None:

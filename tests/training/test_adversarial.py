@@ -136,7 +136,7 @@ def test_a_step_is_one_update_of_the_discriminator_and_then_one_of_the_generator
 
     fast = start()
     players = Players.of(fast, Levels([fast.networks["sharpener"].generator]))
-    _, measured = take_step(fast, players, [given], config, config.content)
+    _, measured = take_step(fast, players, [given], batch.keys, config, config.content)
     assert fast.step == 7
 
     slow = start()
@@ -233,7 +233,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update() -> None
     with torch.no_grad():
         state.networks["discriminator"][0].last.bias.fill_(math.nan)
     before = everything(state)
-    with pytest.raises(NotFinite, match="step 2: the gradient of .* of the discriminator is not finite"):
+    first = next(batches_of(config, 2)).keys[0]
+    with pytest.raises(
+        NotFinite, match=f"step 2: discriminator is not finite for {first}, .*before the discriminator's"
+    ):
         train(state, config)
     after = everything(state)
     assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pipeline import checkpoint
@@ -176,6 +177,31 @@ def test_two_ranks_have_the_gradients_of_one_on_the_whole_batch(accumulate: int)
     alone = gradients(config)
     for there in run_ranks(2, gradients, config):
         assert_close(there, alone, 1e-6)
+
+
+def trained_as_over_nccl(config: TrainConfig) -> tuple:
+    """What two GPUs would do, over gloo: only the name of the backend is NCCL's."""
+    ranks = join(config.batch, config.lanes)
+    name, dist.get_backend = dist.get_backend, lambda group=None: "nccl"
+    try:
+        state = tiny_state(config)
+        network = ranks.wrap(state.model)
+    finally:
+        dist.get_backend = name
+    for step in range(3):
+        take_step(state, network, next(tiny_batches(config, step, ranks.rank, ranks.size)), config, ranks)
+    return state.model.words.weight.grad.is_sparse, everything(state)["model.words.weight"]
+
+
+def test_nccl_which_adds_up_no_sparse_gradients_gets_dense_ones() -> None:
+    config = tiny_config()
+    state = tiny_state(config)
+    for step in range(3):
+        take_step(state, state.model, next(tiny_batches(config, step)), config, ALONE)
+    assert state.model.words.weight.grad.is_sparse, "that is what RMSprop asks for elsewhere"
+    for sparse, words in run_ranks(2, trained_as_over_nccl, config):
+        assert not sparse
+        torch.testing.assert_close(words, state.model.words.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
 # ---- how it ends
