@@ -400,6 +400,11 @@ class RunConfig:
     set's captions; a checkpoint of such a run; or a folder with the published skip-thought weights."""
 
     def __post_init__(self) -> None:
+        if self.dataset.size < 12:
+            raise ValueError(
+                f"dataset.size: {self.dataset.size} is not allowed; at least 12 pixels a side, for a structural similarity is one "
+                "of windows of 11x11"
+            )
         if self.sharpen.batch % self.train.workers:
             raise ValueError(
                 f"sharpen.batch: {self.sharpen.batch} does not divide among {self.train.workers} workers (train.workers)"

@@ -56,7 +56,9 @@ ROWS = (
     Row("true image first of {candidates}: ratio to the mean sentence (the paper)", "retrieval/r_at_1", form="%"),
     Row("- ratio to the mean over captions", "retrieval/any/r_at_1", form="%"),
     Row("median rank of the true image: ratio to the mean sentence", "retrieval/median_rank", form="{:.0f}"),
+    Row("- the same with the caption of another image", "retrieval/other/median_rank", form="{:.0f}"),
     Row("- ratio to the mean over captions", "retrieval/any/median_rank", form="{:.0f}"),
+    Row("- among all measured images: ratio to the mean sentence", "retrieval/full/median_rank", form="{:.0f}"),
     Row("structural similarity to the true image", "ssi/mean", "ssi/sharpened/mean", "{:.3f}"),
 )
 

@@ -24,6 +24,7 @@ WAYS = {
     "": "ratio to the mean sentence (the paper)",
     "any/": "ratio to the mean over captions",
     "plain/": "p(x given y)",
+    "other/": "the paper's ratio, with the caption of another image",
 }
 
 
@@ -87,7 +88,8 @@ def retrieval_table(systems: Sequence[System]) -> Table:
     candidates, queries = (round(chance.get(f"retrieval/{name}", 0)) for name in ("candidates", "queries"))
     note = (
         f"R@k: % of {queries:,} test captions whose image is among the first k of {candidates}: the true image and those "
-        "that look most like it, ranked by the ratio of p(image given caption) to p(image given the mean sentence); in "
+        "that look most like it (digits: to the judge's hidden layer; photographs: by their pixels at 8x8, or to the network of "
+        "evaluation.features), ranked by the ratio of p(image given caption) to p(image given the mean sentence); in "
         "brackets 95 % bootstrap intervals over captions. SSI: structural similarity of drawings to the image of their "
         "caption, mean ± standard deviation over drawings. A system without a bound ranks nothing."
     )
@@ -109,7 +111,14 @@ def ways_table(systems: Sequence[System]) -> Table:
         for way, label in WAYS.items()
         if f"retrieval/{way}median_rank" in system.figures
     ]
-    note = "What dividing by the ease of an image does. Some images are likely under every caption: p(x given y) alone finds those."
+    if chance := _chance(systems):
+        levels = [_percent(chance[f"retrieval/chance/r_at_{k}"]) for k in cuts]
+        rows.append(["chance", "nothing", *levels, f"{chance['retrieval/chance/median_rank']:.1f}"])
+    note = (
+        "What dividing by the ease of an image does: some images are likely under every caption, and p(x given y) alone finds "
+        "those. An image stands amid its own neighbours, so a score that says nothing of the caption need not rank it like "
+        "chance: what a caption tells is what its row has over that with the caption of another image."
+    )
     return Table("Retrieval by other scores", _markdown(head, rows), note)
 
 
@@ -157,7 +166,7 @@ def gap_table(first: str, gaps: Mapping[str, Mapping[str, Gap]]) -> Table:
     rows = [[name, *(_gap(found.get(c[0]), *c[1:]) for c in columns.values())] for name, found in gaps.items()]
     note = (
         f"Each system minus {first}, with 95 % intervals: of bounds (nats), similarities and shares (% points) over images, "
-        "captions or drawings in pairs; of R@k (% points) and the median rank by a bootstrap that draws the same captions for "
+        "or captions in pairs; of R@k (% points) and the median rank by a bootstrap that draws the same captions for "
         "both. A star: the interval does not hold 0. A lower rank is better."
     )
     return Table(f"Differences to {first}", _markdown(["system", *columns], rows), note)

@@ -1,7 +1,7 @@
 """What an evaluation measured of each image, query, caption and drawing, in one file: what two systems are compared by.
 
 Figures are means; a difference between two systems is told from noise by what happened image by image (compare.py). Names are
-those of the figures: test/bound (images,), retrieval/places (queries, 2), ssi (captions, drawings), drawn/.../right (drawings,).
+those of the figures: test/bound (images,), retrieval/places (queries, 2), ssi (captions, drawings), drawn/.../right (captions,).
 A .npz file of numbers, without pickled objects.
 """
 

@@ -22,6 +22,7 @@ from pipeline.checkpoint import Origin
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import judge as judges
 from pipeline.evaluation.bound import image_bounds
+from pipeline.evaluation.compare import ranking_gaps
 from pipeline.evaluation.retrieval import ranks, summary
 from pipeline.evaluation.scores import score_any, score_caption, score_mean, sum_sentences
 from pipeline.evaluation.shortlist import load_vgg, pixel_features, shortlists, vgg_features
@@ -254,13 +255,15 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
             log(f"evaluate: captions look for their image among {among}")
             sentence = sum(total for _, total in first["sentences"]) / sum(number for number, _ in first["sentences"])
             places, candidates = _retrieve(pool, settings, images, judge, sentence)
+            if not places:
+                log("evaluate: the captions of all measured images are alike: no retrieval")
             values |= {f"retrieval/{way}places": found for way, found in places.items()}
             values |= _joined(first["test"], "test/") | _joined(first["train"], "train/")
     values |= _joined(first["ssi"])
     figures = {"test/images": images, **_means(values), **_rankings(values, candidates, settings.seed)}
     if judge is not None:
         asked = {name: wanted(captions, about["facts"]) for name, captions in groups.items()}
-        verdicts, known = _judge_drawings(judge, asked, first)
+        verdicts, known = _judge_drawings(judge, groups, asked, first)
         values |= verdicts
         figures |= known
     return Measured({name: float(value) for name, value in figures.items() if np.isfinite(value)}, values)
@@ -286,11 +289,16 @@ def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def _rankings(values: dict[str, np.ndarray], candidates: dict[str, int], seed: int) -> dict[str, float]:
-    """Figures of every way to rank, each among so many candidates."""
+    """Figures of every way to rank, each among so many candidates; "gain/": what the own caption adds to another's."""
     figures = {}
     for way, number in candidates.items():
         found = summary(values[f"retrieval/{way}places"], number, seed=seed)
         figures |= {f"retrieval/{way}{name}": value for name, value in found.items()}
+    if candidates:
+        own, other = (values[f"retrieval/{way}places"] for way in ("", "other/"))
+        for name, gap in ranking_gaps(other, own, candidates[""], seed=seed).items():
+            figures |= {f"retrieval/gain/{name}": gap.mean, f"retrieval/gain/{name}_low": gap.low}
+            figures |= {f"retrieval/gain/{name}_high": gap.high}
     return figures
 
 
@@ -320,17 +328,22 @@ def drawn_shares(
 
 
 def _judge_drawings(
-    judge: bytes, groups: dict[str, np.ndarray], drawings: dict[str, list]
+    judge: bytes, groups: dict[str, list[str]], asked: dict[str, np.ndarray], drawings: dict[str, list]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Which drawings of each group show what their captions ask for (n, P); their shares, and the judge's own figures."""
+    """Of each group's captions the share of their drawings that show what is asked for (n, P), and the judge's own figures.
+
+    A share is one of captions, not of drawings: those of a caption are right or wrong together.
+    """
     reader, known = judges.from_bytes(judge)
     values, figures = {}, {f"judge/{name}": value for name, value in known.items()}
-    for name, asked in groups.items():
+    for name, captions in groups.items():
+        which = np.unique(captions, return_inverse=True)[1]
         for kind in drawings[name][0]:
             drawn = np.concatenate([part[kind] for part in drawings[name]])
-            for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
-                tally, name_of = Tally.of(right), f"drawn/{kind}{name}/{verdict}"
-                values[name_of] = right
+            for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked[name]).items():
+                shares = np.bincount(which, right) / np.bincount(which)
+                tally, name_of = Tally.of(shares), f"drawn/{kind}{name}/{verdict}"
+                values[name_of] = shares
                 figures |= {name_of: tally.mean, f"{name_of}_se": tally.error}
     return values, figures
 
@@ -340,18 +353,26 @@ def _retrieve(
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Places (Q, 2) of the true image among the candidates of every query, and how many there are: by the ratio to the mean
     sentence (the paper), by p(x | y) alone ("plain/"), and by the ratio to the mean over training captions ("any/"). Where all
-    images are ranked ("full/..."), the shortlist is the beginning of that list: each pair is scored once."""
+    images are ranked ("full/..."), the shortlist is the beginning of that list: each pair is scored once.
+
+    An image stands amid its own neighbours, so even a score that does not look at the caption need not rank it like chance.
+    "other/" is what that gives away: the paper's ratio, the same candidates, and the caption of another query.
+    """
     queries = np.arange(min(settings.queries or images, images))
     looks = pool.run({"features": _blocks("features", images, 4 * settings.batch, after=(judge,))})["features"]
     captions = [caption for _, part in looks for caption in part]
     most = images if settings.full else settings.shortlist
     candidates = shortlists(np.concatenate([part for part, _ in looks]), captions, queries, most)
+    if candidates.shape[1] < 2:
+        return {}, {}  # all captions are alike: there is nothing to tell apart
+    other = next_other(captions, queries)
     needed = np.unique(candidates)
     parts = [needed[start : start + settings.batch] for start in range(0, len(needed), settings.batch)]
     rows = [slice(start, start + QUERIES_A_BLOCK) for start in range(0, len(queries), QUERIES_A_BLOCK)]
     work = {
         "mean": [Block("mean_scores", (part, sentence)) for part in parts],
         "scores": [Block("scores", (queries[row], candidates[row])) for row in rows],
+        "other": [Block("scores", (other[row], candidates[row, : settings.shortlist])) for row in rows],
     }
     if settings.any_captions:
         work["any"] = [Block("any_scores", (part,)) for part in parts]
@@ -365,7 +386,20 @@ def _retrieve(
         for way, scores in ways.items():
             placed[f"{list_name}{way}"] = ranks(scores[:, :length], truth)
             among[f"{list_name}{way}"] = min(length, candidates.shape[1])
-    return placed, among
+    short = slice(settings.shortlist)
+    placed["other/"] = ranks(found["other"] - found["mean"][place][:, short], truth)
+    return placed, among | {"other/": among[""]}
+
+
+def next_other(captions: Sequence[str], queries: np.ndarray) -> np.ndarray:
+    """For each query (Q,) the next one whose caption reads otherwise, else the first image (Q,). There must be two captions."""
+    around = np.concatenate([queries, queries, np.arange(len(captions))])
+    return np.array(
+        [
+            next(one for one in around[place + 1 :] if captions[one] != captions[query])
+            for place, query in enumerate(queries)
+        ]
+    )
 
 
 def read_split(manifest: Manifest, split: str, limit: int = 0) -> tuple[Tensor, list[str]]:

@@ -22,7 +22,7 @@ from pipeline.evaluation.values import to_bytes
 from pipeline.models.build import build_model
 from pipeline.on_ray import score
 from pipeline.on_ray.pool import TRIES, Block, Pool
-from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, read_split, regions, wanted
+from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, next_other, read_split, regions, wanted
 from pipeline.recipes import find_recipe
 from pipeline.sample import Batch, Generated
 from pipeline.shards.manifest import VOCABULARY, description, load_manifest
@@ -103,7 +103,7 @@ def order(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Order:
     model = build_model(RECIPE.model, len(vocabulary), 60, 1)
     drawing = checkpoint.save(f"{folder}/train", TrainState.of(model, make_optimizer(model, RECIPE.train)), origin)
     sharpener = checkpoint.save(f"{folder}/sharpen", sharpener_state(model, 1, 60, RECIPE.sharpen), origin)
-    settings = replace(RECIPE.evaluation, any_captions=3, judge_steps=20, workers=1, full=True)
+    settings = replace(RECIPE.evaluation, any_captions=3, judge_steps=20, workers=1, full=True, judged=8)
     return Order(dataset, drawing, sharpener, settings)
 
 
@@ -180,6 +180,35 @@ def test_a_ranking_of_all_images_leaves_the_shortlist_as_it_is_and_counts_every_
         own, *scores = (scorer.scores(np.array([query]), np.array([[image]]))[0, 0] for image in (query, *others))
         assert (sum(score > own for score in scores), same) == (higher, 0)
     assert 10 < figures["retrieval/full/candidates"] == 1 + len(others)
+
+
+def test_a_caption_is_compared_with_another_one_on_the_same_candidates(order: Order, measured: tuple) -> None:
+    values, figures = measured[0].values, measured[0].figures
+    own, other = values["retrieval/places"], values["retrieval/other/places"]
+    assert own.shape == other.shape and not np.array_equal(own, other)
+    assert figures["retrieval/other/candidates"] == figures["retrieval/candidates"]
+    gain = np.median(own.sum(1) - own[:, 1] / 2) - np.median(other.sum(1) - other[:, 1] / 2)
+    assert figures["retrieval/gain/median_rank"] == pytest.approx(gain)
+    assert (
+        figures["retrieval/gain/r_at_5_low"]
+        <= figures["retrieval/gain/r_at_5"]
+        <= figures["retrieval/gain/r_at_5_high"]
+    )
+    assert next_other(["a", "b", "a", "a"], np.array([0, 2, 1])).tolist() == [1, 1, 0]
+    assert next_other(["a", "a", "b"], np.array([0, 1])).tolist() == [2, 2]
+
+
+def test_captions_that_are_all_alike_tell_nothing_apart(order: Order, measured: tuple) -> None:
+    one = replace(order, settings=replace(order.settings, images=1, queries=0))
+    found = evaluate(one, str(measured[1]), log=lambda line: None)
+    assert "test/bound" in found.figures and not [name for name in found.figures if name.startswith("retrieval/")]
+
+
+def test_the_error_of_a_share_is_over_captions_not_over_their_drawings(measured: tuple) -> None:
+    right = measured[0].values["drawn/one_digit/held_out/number"]
+    assert len(right) == 4, "of eight drawings: a caption for each corner"
+    error = right.std(ddof=1) / len(right) ** 0.5
+    assert measured[0].figures["drawn/one_digit/held_out/number_se"] == pytest.approx(error)
 
 
 def test_of_a_system_without_a_bound_its_drawings_are_measured(order: Order, measured: tuple, tmp_path: Path) -> None:
