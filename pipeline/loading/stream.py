@@ -7,6 +7,8 @@ cache and timing change when a batch is ready, never what is in it.
 
 WebDataset's own reader loads the same tars (a test shows it), but it decodes sample by sample, splits shards among ranks
 as they come, so ranks differ in length, and finds its place again by reading from the start.
+
+Choice: captions of every length are trained on (`train.words` may cut them); the authors leave out those of under 7 and of 30 or more words.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ Noise is handed in standard normal, like that of every model (base.py), and beco
 
 Choice: the paper gives no sizes for its LAPGAN; levels and maps are those it has in common with eyescream, the widths of the
 smallest level those of LAPGAN on CIFAR (1200 and 600).
+Choice: levels see pixels in [0, 1], clamped between them when an image is drawn, where eyescream standardises each pixel; the rate
+stays as the config's schedule has it, and the last step's weights are used, not those of the least Parzen distance.
 """
 
 # B batch, C channels, S sentence width, F width of the discriminator's dropped layers, Z width of the smallest level's noise
