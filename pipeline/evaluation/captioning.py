@@ -10,7 +10,7 @@ the ratio to a mean image: log p(y | x) - log p(y | mean image) (Kiros et al. 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -73,15 +73,19 @@ def score_offered(
     vocabulary: Dictionary,
     images: Tensor,
     offered: Sequence[Sequence[str]],
-    mean_image: Tensor,
+    ease: Mapping[str, float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """images (n, C, H, W), m captions for each of them, a mean image (C, H, W) -> log p(caption | image) and its ratio to the
-    mean image's, (n, m) each, nats."""
+    """images (n, C, H, W), m captions for each of them -> log p(caption | image) and its ratio to what `ease_of` says of the
+    caption, (n, m) each, nats."""
     plain = score_captions(captioner, vocabulary, images, offered)
-    texts = sorted({text for texts in offered for text in texts})
+    return plain, plain - np.array([[ease[text] for text in row] for row in offered])
+
+
+def ease_of(
+    captioner: Captioner, vocabulary: Dictionary, mean_image: Tensor, captions: Sequence[str]
+) -> dict[str, float]:
+    """log p(caption | mean image (C, H, W)) of every caption, nats."""
+    texts = sorted(set(captions))
     parts = [texts[start : start + 100] for start in range(0, len(texts), 100)]
-    ease = np.concatenate(
-        [score_captions(captioner, vocabulary, mean_image[None], [part])[0] for part in parts]
-    )  # the same for every image
-    known = dict(zip(texts, ease, strict=True))
-    return plain, plain - np.array([[known[text] for text in row] for row in offered])
+    scores = [score_captions(captioner, vocabulary, mean_image[None], [part])[0] for part in parts]
+    return dict(zip(texts, np.concatenate(scores).tolist(), strict=True))

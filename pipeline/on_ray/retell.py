@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import checkpoint, storage
 from pipeline.evaluation import values
-from pipeline.evaluation.captioning import offer, score_offered
+from pipeline.evaluation.captioning import ease_of, offer, score_offered
 from pipeline.evaluation.retrieval import ranks
 from pipeline.models.captioner import Captioner
 from pipeline.on_ray.pool import Block, Pool
@@ -60,16 +60,17 @@ class Teller:
         return offer(captions, min(DISTRACTORS, len(set(captions)) - 1), self.artist.seed)
 
     @cached_property
-    def mean_image(self) -> Tensor:
-        """(C, H, W) in [0, 1]."""
-        return read_split(self.artist.manifest, "train", MEAN_IMAGES)[0].double().mean(0).float() / 255
+    def ease(self) -> dict[str, float]:
+        """How likely each caption is for the mean image, nats: the same for all that is shown."""
+        mean = read_split(self.artist.manifest, "train", MEAN_IMAGES)[0].double().mean(0).float() / 255
+        return ease_of(*self.captioner, mean.to(self.artist.device), self.artist.test[1])
 
     def tell(self, start: int, count: int) -> dict[str, np.ndarray]:
         """Places (count, 2) of the true captions of test images, by log p and by its ratio ("ratio"), for all that is shown:
         drawn, sharpened; or true."""
         offered, shown = self.offered[start : start + count], self._shown(start, count)
         images = torch.cat([shown[name] for name in shown]).to(self.artist.device)
-        scores = score_offered(*self.captioner, images, offered * len(shown), self.mean_image.to(self.artist.device))
+        scores = score_offered(*self.captioner, images, offered * len(shown), self.ease)
         found = {}
         for way, score in zip(("", "/ratio"), scores, strict=True):
             places = ranks(score, np.zeros(len(score), np.int64))

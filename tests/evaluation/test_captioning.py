@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from pipeline.config import CaptionerConfig
-from pipeline.evaluation.captioning import caption_images, draw_distractors, offer, score_captions, score_offered
+from pipeline.evaluation.captioning import (
+    caption_images,
+    draw_distractors,
+    ease_of,
+    offer,
+    score_captions,
+    score_offered,
+)
 from pipeline.evaluation.retrieval import ranks, summary
 from pipeline.models.build import build_model
 from pipeline.sample import Batch
@@ -53,18 +60,20 @@ def test_a_score_is_the_sum_of_the_words_log_probabilities_one_after_the_other(t
 
 def test_true_captions_come_first_for_their_pictures_and_by_chance_for_pictures_that_are_mixed_up(taught):
     model, images = taught
-    mean = images.mean(0)
-    right, _ = score_offered(model, VOCABULARY, images, offer(CAPTIONS, 3, 0), mean)
+    ease = ease_of(model, VOCABULARY, images.mean(0), CAPTIONS)
+    right, _ = score_offered(model, VOCABULARY, images, offer(CAPTIONS, 3, 0), ease)
     assert right.shape == (4, 4)
     assert summary(ranks(right, np.zeros(4, int)), 4)["r_at_1"] == 1.0
-    wrong, _ = score_offered(model, VOCABULARY, images.roll(1, 0), offer(CAPTIONS, 3, 0), mean)
+    wrong, _ = score_offered(model, VOCABULARY, images.roll(1, 0), offer(CAPTIONS, 3, 0), ease)
     assert summary(ranks(wrong, np.zeros(4, int)), 4)["r_at_1"] == 0.0
 
 
 def test_the_ratio_takes_away_what_a_caption_gains_from_any_image(taught):
     model, images = taught
     mean = images.mean(0)
-    plain, ratio = score_offered(model, VOCABULARY, images, offer(CAPTIONS, 2, 5), mean)
+    plain, ratio = score_offered(
+        model, VOCABULARY, images, offer(CAPTIONS, 2, 5), ease_of(model, VOCABULARY, mean, CAPTIONS)
+    )
     offered = [[true, *others] for true, others in zip(CAPTIONS, draw_distractors(CAPTIONS, 2, 5))]
     expected = [[score_captions(model, VOCABULARY, mean[None], [[text]])[0, 0] for text in row] for row in offered]
     np.testing.assert_allclose(plain - ratio, expected, rtol=1e-4)

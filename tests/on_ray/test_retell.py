@@ -15,7 +15,7 @@ from pipeline.evaluation.captioning import score_captions
 from pipeline.generate import draw_captions
 from pipeline.models.build import build_model
 from pipeline.on_ray.retell import Teller, Telling, _digest_of
-from pipeline.on_ray.score import Order
+from pipeline.on_ray.score import Order, read_split
 from pipeline.recipes import find_recipe
 from pipeline.shards.manifest import VOCABULARY
 from pipeline.text.vocabulary import Vocabulary
@@ -53,7 +53,8 @@ def test_true_captions_are_ranked_among_all_the_others_for_what_is_drawn_from_th
     assert set(found) == {"drawn", "sharpened", "drawn/ratio", "sharpened/ratio"}
     images, captions = teller.artist.test
     model, vocabulary = teller.captioner
-    assert len(teller.offered[0]) == len(set(captions)) and teller.mean_image.shape == (1, 60, 60)
+    assert len(teller.offered[0]) == len(set(captions)) == len(teller.ease)
+    mean_image = read_split(teller.artist.manifest, "train")[0].float().mean(0) / 255
     drawn = draw_captions(teller.artist.model, vocabulary, captions[5:8], 0, teller.artist.sharpener, rows=range(5, 8))
     torch.testing.assert_close(teller._shown(5, 3), {"drawn": drawn.images, "sharpened": drawn.sharpened})
     for name, shown in (("drawn", drawn.images), ("sharpened", drawn.sharpened)):
@@ -62,7 +63,7 @@ def test_true_captions_are_ranked_among_all_the_others_for_what_is_drawn_from_th
             others = sorted(set(captions) - {own})
             plain, ease = (
                 np.array([score_captions(model, vocabulary, image[None], [[text]])[0, 0] for text in [own, *others]])
-                for image in (shown[row], teller.mean_image)
+                for image in (shown[row], mean_image)
             )
             for way, score in (("", plain), ("/ratio", plain - ease)):
                 better = int((score[1:] > score[0] + 1e-4).sum())
