@@ -86,6 +86,13 @@ def listing(folder: str | Path) -> list[str]:
     return sorted(info.base_name for info in found if not info.base_name.endswith(PART))
 
 
+def folders(folder: str | Path) -> list[str]:
+    """Names of the folders right under a folder, sorted; none if it is not there."""
+    filesystem, name = resolve(folder)
+    found = filesystem.get_file_info(fs.FileSelector(name, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
 def size_of(path: str | Path) -> int:
     filesystem, name = resolve(path)
     return filesystem.get_file_info(name).size

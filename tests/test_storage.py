@@ -34,7 +34,8 @@ def test_what_is_published_is_read_back(root: str) -> None:
     assert storage.size_of(path) == 4
     assert storage.listing(storage.join(root, "deep")) == ["a.txt", "file.bin"]
     assert storage.sizes(storage.join(root, "deep")) == {"a.txt": 7, "file.bin": 4}
-    assert storage.listing(storage.join(root, "nowhere")) == []
+    assert storage.folders(root) == ["deep"] and storage.folders(storage.join(root, "deep")) == []
+    assert storage.listing(storage.join(root, "nowhere")) == storage.folders(storage.join(root, "nowhere")) == []
     assert storage.sizes(storage.join(root, "nowhere")) == {}
 
 
