@@ -63,6 +63,8 @@ class Workspace:
         """The run's folder, for this process alone; ValueError if the run exists with another config or is being worked on."""
         storage.make_folder(self.folder)
         with self.locked():
+            for folder in (self.folder, *map(self.stage, STAGES)):
+                storage.sweep(folder)  # what writers that were killed left
             self._match_config()
             yield self
 

@@ -48,7 +48,11 @@ def _remote_filesystem(root: str) -> fs.FileSystem:
     patience = fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
     endpoint = host.rstrip("/") or None
     return fs.S3FileSystem(
-        region=found.region, scheme=scheme or "https", endpoint_override=endpoint, retry_strategy=patience
+        region=found.region,
+        scheme=scheme or "https",
+        endpoint_override=endpoint,
+        retry_strategy=patience,
+        allow_delayed_open=True,  # a small file is one request: S3 dates one of several by the first, which misleads `renew`
     )
 
 
@@ -80,6 +84,13 @@ def listing(folder: str | Path) -> list[str]:
     filesystem, name = resolve(folder)
     found = filesystem.get_file_info(fs.FileSelector(name, allow_not_found=True))
     return sorted(info.base_name for info in found if not info.base_name.endswith(PART))
+
+
+def folders(folder: str | Path) -> list[str]:
+    """Names of the folders right under a folder, sorted; none if it is not there."""
+    filesystem, name = resolve(folder)
+    found = filesystem.get_file_info(fs.FileSelector(name, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def size_of(path: str | Path) -> int:
@@ -239,18 +250,26 @@ def _claimed(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
     So it takes up to SILENT_S after a holder's death, and up to RENEW_S to refuse.
 
     What this cannot give: a holder that was cut off for SILENT_S (stopped, or without network) may still write while another has
-    taken over. When it comes back it finds its claim gone, and ends itself by SIGTERM.
+    taken over. When it comes back it finds its claim gone, or that it was renewed too late, and ends itself by SIGTERM.
     """
-    mine, ended = _claim(path, busy), threading.Event()
+    mine, renewed = _claim(path, busy)
+    ended = threading.Event()
 
     def renew() -> None:
+        nonlocal renewed
         while not ended.wait(RENEW_S):
             with contextlib.suppress(OSError):  # no answer this time: there are more before it counts as silence
-                if not exists(mine):
+                if exists(mine):
+                    publish_text(mine, "")
+                # Whoever takes over has seen our claim older than SILENT_S before a renewal arrives, so the store's clock tells:
+                # a longer gap may have been used, a shorter one cannot have been. Claims of those who only try say nothing.
+                before, renewed = renewed, modified(mine)
+                if not 0 < renewed <= before + SILENT_S:
                     print(f"{path}: silent for too long, another process took over: ending", flush=True)
+                    with contextlib.suppress(OSError):  # this renewal has revived it
+                        delete(mine)
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
-                publish_text(mine, "")
 
     thread = threading.Thread(target=renew, name="claim", daemon=True)
     thread.start()
@@ -263,8 +282,11 @@ def _claimed(path: str | Path, busy: Callable[[str], None]) -> Iterator[None]:
             delete(mine)
 
 
-def _claim(path: str | Path, busy: Callable[[str], None]) -> str:
-    """The path of a claim that is the only one. Of several that come at once the first by name stays, the others step back."""
+def _claim(path: str | Path, busy: Callable[[str], None]) -> tuple[str, float]:
+    """The path of a claim that is the only one, and when the store had it last.
+
+    Of several that come at once the first by name stays, the others step back.
+    """
     first: dict[str, float] = {}  # claims of others, and when they had been renewed when they were seen first
     mine = ""
     try:
@@ -274,7 +296,7 @@ def _claim(path: str | Path, busy: Callable[[str], None]) -> str:
             claims = _modified(path)
             now, others = claims.pop(mine, 0.0), claims
             if now and not others:
-                return join(path, mine)
+                return join(path, mine), now
             for name, at in others.items():
                 if now - at > SILENT_S:
                     print(f"{path}: {_holder(name)} is silent for {now - at:.0f} s: taking over", flush=True)

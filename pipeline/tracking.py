@@ -1,7 +1,9 @@
 """What a run tells MLflow: parameters, metrics by step, tags and artifacts; the end of the flow, and its only MLflow.
 
 Tracking is a journal first. Every record is appended to `tracking.jsonl` in the stage's folder, which is the truth; a
-background thread sends what is new to the server in batches and remembers how far it came in `tracking.sent.json`. So
+background thread sends what is new to the server in batches and remembers how far it came in `tracking.sent.json`. An object
+store cannot append: there every process has a segment of its own, `tracking-*.jsonl`, which no other one writes, and puts it
+there whole every few seconds; a process that is killed loses what it recorded since. So
 
 - a server that is down, slow or restarted neither fails nor delays training: what it missed is sent when it is back, by
   this stage, by the next one, or by `python -m jobs.sync`;
@@ -10,15 +12,18 @@ background thread sends what is new to the server in batches and remembers how f
 - another server, or one that lost its database, gets the whole history.
 
 One MLflow run is the parent of a run's folder, with a nested run for each stage. Sending twice changes nothing (a metric
-is the same row at the same time), and a lock lets one process send at a time, so the job, its workers and `jobs.sync` may
-share a journal. Choice: MLflow cannot overwrite a point, so of two values of one metric at one step the first stays.
+is the same row at the same time), and a lock lets one process of a machine send at a time, so the job, its workers and
+`jobs.sync` may share a journal. Choice: MLflow cannot overwrite a point, so of two values of one metric at one step the
+first stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import heapq
 import json
+import math
 import os
 import re
 import subprocess
@@ -29,16 +34,18 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import leaves
 
-JOURNAL, SENT, LOCK = "tracking.jsonl", "tracking.sent.json", "tracking.lock"
+JOURNAL, LOCK = "tracking.jsonl", "tracking.lock"
 RUN_TAG = "canvas.run"  # on every MLflow run: the id of ours in its journal
 PARENT = "experiment"  # the stage whose run is the parent of the others; its folder is above theirs
-SEND_EVERY_S, RETRY_AT_MOST_EVERY_S = 3.0, 60.0  # between batches; and while the server does not answer
+# Between batches to the server, and copies to an object store; and while the server does not answer
+SEND_EVERY_S, RETRY_AT_MOST_EVERY_S = 3.0, 60.0
 CLOSE_S = 20.0  # how long the end of a stage waits for the server
 BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # the server's limits for one request
 # A request that is not answered is tried three times; MLflow's own settings would block a thread for four minutes.
@@ -79,6 +86,9 @@ class Tracker:
         self._leads = leads  # the parent's status follows this stage's: the stage was started alone
         self._stop, self._thread, self._down = threading.Event(), None, False
         self._status("RUNNING")
+        if storage.is_remote(journal.folder):
+            journal.publish()  # at once: the segments of other processes begin with the same head
+            threading.Thread(target=self._keep_publishing, name="journal", daemon=True).start()
         if uri is not None:
             self._sender = Sender(journal, uri)
             self._thread = threading.Thread(target=self._keep_sending, name="tracking", daemon=True)
@@ -94,8 +104,10 @@ class Tracker:
         if stage == PARENT:
             return cls(Journal(stage_folder, head), uri, leads=False)
         with contextlib.closing(Journal(_above(stage_folder), {**head, "stage": PARENT})) as parent:
-            under_way = next((r["status"] for r in reversed(parent.records()) if "status" in r), None) == "RUNNING"
-        return cls(Journal(stage_folder, {**head, "parent": parent.head["run"]}), uri, leads=not under_way)
+            statuses = [record["status"] for record in recorded(parent.folder) if "status" in record]
+        return cls(
+            Journal(stage_folder, {**head, "parent": parent.head["run"]}), uri, leads=statuses[-1:] != ["RUNNING"]
+        )
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Parameters; a nested dict becomes dotted names. A parameter keeps its first value."""
@@ -134,13 +146,13 @@ class Tracker:
     def close(self, status: str = "FINISHED") -> None:
         """End the run, and say so when the server has not taken all of it within `CLOSE_S` seconds."""
         self._status(status)
+        self._stop.set()
         if self._thread is not None:
-            self._stop.set()
             self._thread.join(CLOSE_S)
             if left := self._journal.unsent():
                 _say(
                     f"MLflow at {shown(self._uri)} did not take {left} records of {self._journal.folder}: they are kept in its "
-                    f"{JOURNAL}, and sent by the next stage or by python -m jobs.sync"
+                    f"{self._journal.path.name}, and sent by the next stage or by python -m jobs.sync"
                 )
         self._journal.close()
 
@@ -153,6 +165,11 @@ class Tracker:
     def _status(self, status: str) -> None:
         self._journal.append({"status": status, "leads": self._leads})
 
+    def _keep_publishing(self) -> None:
+        """Apart from sending, which a server that hangs may hold up."""
+        while not self._stop.wait(SEND_EVERY_S):
+            self._journal.publish()
+
     def _keep_sending(self) -> None:
         """Send what is new every few seconds, ever more rarely while the server does not answer; once more at the end."""
         wait, siblings = 0.0, self._journal.head["parent"] is not None
@@ -161,8 +178,10 @@ class Tracker:
             try:
                 count = self._sender.send()
                 if siblings:  # what earlier stages could not send
-                    sync(_above(self._journal.folder), self._uri, but=self._journal.folder)
+                    sync(_above(self._journal.folder), self._uri, but=self._journal.path)
                     siblings = False
+                if last:  # what processes of this stage that were killed could not
+                    _sync_stage(self._journal.folder, self._uri, but=self._journal.path)
                 if self._down:
                     _say(f"MLflow at {shown(self._uri)} is back: {count} records sent")
                 wait, self._down = SEND_EVERY_S, False
@@ -176,15 +195,19 @@ class Tracker:
                 return
 
 
-def sync(run_folder: str, uri: str, but: str = "") -> int:
+def sync(run_folder: str, uri: str, but: Path | None = None) -> int:
     """Send what the journals of a run and of its stages still hold, leaving out those in use; the number of records."""
-    count = 0
-    for folder in (run_folder, *(storage.join(run_folder, name) for name in storage.listing(run_folder))):
-        if folder != but and storage.exists(storage.join(folder, JOURNAL)):
-            with contextlib.closing(Journal(folder)) as journal:
-                if journal.unsent():
-                    count += Sender(journal, uri).send(wait=False)
-    return count
+    stages = (storage.join(run_folder, name) for name in storage.folders(run_folder))
+    return sum(_sync_stage(folder, uri, but) for folder in (run_folder, *stages))
+
+
+def _sync_stage(folder: str, uri: str, but: Path | None) -> int:
+    """The same for one journal; `but`: the segment that its process itself sends."""
+    found = [Segment(folder, name) for name in segments(folder)]
+    left = [segment for segment in found if segment.path != but and segment.unsent()]
+    # the last word of a process that was killed is that it is running: only the newest status of all segments counts
+    since = max((r["time"] for r in recorded(folder) if "status" in r), default=0) if left and len(found) > 1 else 0
+    return sum(Sender(segment, uri, since).send(wait=False) for segment in left)
 
 
 def run_url(sent: Mapping[str, Any]) -> str | None:
@@ -199,49 +222,121 @@ def history(folder: str | Path) -> dict[str, list[tuple[int, float, float]]]:
 
     The clock stands still from the end of one process, however it came, to the start of the next.
     """
-    path = storage.join(folder, JOURNAL)
     found: dict[str, list[tuple[int, float, float]]] = {}
     clock = last = 0
-    for line in storage.read_bytes(path).splitlines() if storage.exists(path) else ():
-        with contextlib.suppress(json.JSONDecodeError):  # cut short by a process that was killed
-            record = json.loads(line)
-            if last and record.get("status") != "RUNNING":
-                clock += max(0, record["time"] - last)
-            last = record["time"]
-            for name, value in record.get("metrics", {}).items():
-                found.setdefault(name, []).append((record["step"], clock / 1000, value))
+    for record in recorded(folder):
+        if last and record.get("status") != "RUNNING":
+            clock += max(0, record["time"] - last)
+        last = record["time"]
+        for name, value in record.get("metrics", {}).items():
+            found.setdefault(name, []).append((record["step"], clock / 1000, value))
     return found
 
 
-class Journal:
-    """The records of one run, one JSON object a line, the first of which names it.
+def segments(folder: str | Path) -> list[str]:
+    """The files of a journal: one, to which all processes append; in an object store one for each process."""
+    return [name for name in storage.listing(folder) if name.startswith("tracking") and name.endswith(".jsonl")]
 
-    An object store cannot append: there a local copy is written, and put back whole after each sending and at the end.
-    """
 
-    def __init__(self, folder: str | Path, head: Mapping[str, Any] | None = None) -> None:
-        """Open the journal in a folder; a new one begins with `head` and an id of its own."""
-        self.folder = str(folder)
-        self.local = Path(_spool().name, self.folder.partition("://")[2]) if self._remote else Path(folder)
-        self.local.mkdir(parents=True, exist_ok=True)
-        self._path, self._written = self.local / JOURNAL, False
-        for name in (JOURNAL, SENT) if self._remote else ():
-            if not (self.local / name).exists() and storage.exists(storage.join(folder, name)):
-                (self.local / name).write_bytes(storage.read_bytes(storage.join(folder, name)))
-        # unbuffered: a record is one write at the end of the file, which outlives the process and mixes with no other
-        self._file = open(self._path, "ab", buffering=0)
-        with _locked(self._path):
-            if self._path.stat().st_size == 0:
-                self._write({"run": uuid.uuid4().hex, **(head or {})})
-            elif not self._path.read_bytes().endswith(b"\n"):  # written by a process that was killed half way
-                self._file.write(b"\n")
-        records = self.records()
-        self.head = records[0]
-        self._seen = {key for record in records for key in _points(record)}
+def recorded(folder: str | Path) -> list[dict[str, Any]]:
+    """What all processes recorded, by time; nothing where there is no journal."""
+    own = _own(folder)
+    found = [storage.read_bytes(storage.join(folder, name)) for name in segments(folder) if name != own.name]
+    if own.exists():  # newer than what the object store has of it
+        found.append(own.read_bytes())
+    parsed = ((record for record, _ in _parsed(content.splitlines(keepends=True))) for content in found)
+    return list(heapq.merge(*parsed, key=lambda record: record["time"]))
+
+
+def _own(folder: str | Path) -> Path:
+    """The file to which this process appends the records of a journal."""
+    if not storage.is_remote(folder):
+        return Path(folder, JOURNAL)
+    spool = Path(_spool().name)
+    return spool / str(folder).partition("://")[2] / f"{spool.name}.jsonl"
+
+
+def _parsed(lines: Iterable[bytes], offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each record and the offset of its end; a line that was cut short by a process that was killed is passed over."""
+    for line in lines:
+        offset += len(line)
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line), offset
+
+
+class Segment:
+    """A file of records, one JSON object a line, the first of which names the run; and how far a server has it."""
+
+    def __init__(self, folder: str | Path, name: str) -> None:
+        """Open it for sending; of another process's in an object store that is a copy, as far as it is there by now."""
+        self.folder, self.path = str(folder), _own(folder).with_name(name)
+        self.kept: float = math.inf  # bytes of it that outlive this process: all that is in a local folder
+        self._sent, self._told = self.path.with_suffix(".sent.json"), b""  # and what the object store has of it
+        self._publishing, self._refused = threading.Lock(), False
+        if storage.is_remote(folder) and self.path != _own(folder):
+            for path in (self.path, self._sent):
+                if storage.exists(there := storage.join(folder, path.name)):
+                    storage.publish_bytes(path, storage.read_bytes(there), durable=False)
 
     @property
-    def _remote(self) -> bool:
-        return storage.is_remote(self.folder)
+    def head(self) -> dict[str, Any]:
+        return next(self.lines())[0]
+
+    def lines(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """The records from a byte offset on, each with the offset of its end."""
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            yield from _parsed(file, offset)
+
+    def sent(self) -> dict[str, Any]:
+        """How far it is sent: uri, run_id, experiment_id and the offset; empty before the first sending."""
+        return json.loads(self._sent.read_text()) if self._sent.exists() else {}
+
+    def remember(self, sent: Mapping[str, Any]) -> None:
+        storage.publish_text(self._sent, json.dumps(sent))
+
+    def unsent(self) -> int:
+        """Records that the server has not taken."""
+        return sum(1 for record, _ in self.lines(self.sent().get("offset", 0)) if "run" not in record)
+
+    def publish(self) -> None:
+        """Put what is new here into the object store. If that fails it is said, and tried again at the next call."""
+        if not storage.is_remote(self.folder):
+            return
+        with self._publishing:  # one thread at a time: else an older copy could arrive last
+            try:
+                self._publish()
+                self._refused = False
+            except OSError as error:
+                if not self._refused:
+                    _say(f"{self.folder} does not take its journal ({brief(error)}): it is tried again and again")
+                self._refused = True
+
+    def _publish(self) -> None:
+        if self._sent.exists() and (sent := self._sent.read_bytes()) != self._told:
+            storage.publish_bytes(storage.join(self.folder, self._sent.name), sent)
+            self._told = sent
+
+
+class Journal(Segment):
+    """The segment of a run's records to which this process appends."""
+
+    def __init__(self, folder: str | Path, head: Mapping[str, Any]) -> None:
+        """Open the journal in a folder; a new one begins with `head` and an id of its own."""
+        super().__init__(folder, _own(folder).name)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # unbuffered: a record is one write at the end of the file, which outlives the process and mixes with no other
+        self._file = open(self.path, "ab", buffering=0)
+        with _locked(self.path):
+            if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
+                self._file.write(b"\n")  # written by a process that was killed half way
+            if new := not (found := recorded(folder)):
+                found = [self._write({"run": uuid.uuid4().hex, **head})]
+            elif self.path.stat().st_size == 0:
+                self._write(found[0])  # as the others' segments begin
+        if storage.is_remote(folder):  # a borrowed head alone is not worth an object
+            self.kept = 0 if new else self.path.stat().st_size
+        self._seen = {key for record in found for key in _points(record)}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write what of a record is new: a parameter's name, a metric's name and step; all of any other kind."""
@@ -256,54 +351,33 @@ class Journal:
         self._seen.update(_points(record))
         self._write(record)
 
-    def records(self, offset: int = 0) -> list[dict[str, Any]]:
-        return [record for record, _ in self.lines(offset)]
-
-    def lines(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """The records from a byte offset on, each with the offset of its end; a line that was cut short is passed over."""
-        with open(self._path, "rb") as file:
-            file.seek(offset)
-            for line in file:
-                offset += len(line)
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line), offset
-
-    def sent(self) -> dict[str, Any]:
-        """How far the journal is sent: uri, run_id, experiment_id and the offset; empty before the first sending."""
-        path = self.local / SENT
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def remember(self, sent: Mapping[str, Any]) -> None:
-        storage.publish_text(self.local / SENT, json.dumps(sent))
-
-    def unsent(self) -> int:
-        """Records that the server has not taken."""
-        return sum(1 for record, _ in self.lines(self.sent().get("offset", 0)) if "run" not in record)
-
-    def publish(self) -> None:
-        """Put a local copy back to the object store; the journal itself only if it grew here."""
-        for name in (JOURNAL, SENT) if self._written else (SENT,):
-            if self._remote and (self.local / name).exists():
-                storage.publish_bytes(storage.join(self.folder, name), (self.local / name).read_bytes())
-
     def close(self) -> None:
         self._file.close()
         self.publish()
 
-    def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({**record, "time": int(time.time() * 1000)}).encode() + b"\n")
-        self._written = True
+    def _publish(self) -> None:
+        if self.path.stat().st_size > self.kept:
+            content = self.path.read_bytes()
+            storage.publish_bytes(storage.join(self.folder, self.path.name), content)
+            self.kept = len(content)
+        super()._publish()
+
+    def _write(self, record: dict[str, Any]) -> dict[str, Any]:
+        record = {**record, "time": record.get("time", int(time.time() * 1000))}
+        self._file.write(json.dumps(record).encode() + b"\n")
+        return record
 
 
 class Sender:
-    """Brings a server up to date with a journal."""
+    """Brings a server up to date with a segment of a journal."""
 
-    def __init__(self, journal: Journal, uri: str) -> None:
+    def __init__(self, journal: Segment, uri: str, since: int = 0) -> None:
+        """since: earlier statuses are left out, ms: another segment has a later one."""
         for name, value in CLIENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        self._journal, self._uri = journal, uri
+        self._journal, self._uri, self._since = journal, uri, since
         self._client = MlflowClient(tracking_uri=uri)
         self._run: dict[str, Any] | None = None  # uri, run_id, experiment_id, parent_id
 
@@ -312,7 +386,7 @@ class Sender:
 
         One process sends at a time; with wait=False nothing is sent when another one is at it.
         """
-        with _locked(self._journal.local / LOCK, wait) as held:
+        with _locked(self._journal.path.with_name(LOCK), wait) as held:
             if not held:
                 return 0
             try:
@@ -324,10 +398,13 @@ class Sender:
     def _send(self) -> int:
         if self._run is None:
             self._run = self._find_run()
+        self._journal.publish()
         sent, count = self._journal.sent(), 0
         if any(sent.get(name) != self._run[name] for name in ("uri", "run_id")):
             sent = {**self._run, "offset": 0}  # a new run, or another server: all of it
-        for records, end in _grouped(self._journal.lines(sent["offset"])):
+        # a point that only the server had would be recorded again, with another time, after a crash
+        kept = takewhile(lambda line: line[1] <= self._journal.kept, self._journal.lines(sent["offset"]))
+        for records, end in _grouped(kept):
             self._log(records)
             count += len(records)
             sent["offset"] = end
@@ -340,7 +417,7 @@ class Sender:
         """The run of this journal and its parent, made if they are not there."""
         head = self._journal.head
         # the parent's own sender holds the same lock while it makes the same run
-        above = self._journal.local.parent / LOCK
+        above = self._journal.path.parent.parent / LOCK
         with _locked(above) if head["parent"] else contextlib.nullcontext():
             experiment = self._find_experiment(head["experiment"])
             parent = head["parent"] and self._find_or_create(
@@ -419,6 +496,8 @@ class Sender:
             self._client.log_artifact(self._run["run_id"], path, folder or None)
 
     def _set_status(self, record: dict[str, Any]) -> None:
+        if record["time"] < self._since:
+            return
         for run in (self._run["run_id"], self._run["parent_id"] if record["leads"] else None):
             if run and record["status"] == "RUNNING":
                 self._client.update_run(run, status="RUNNING")

@@ -19,7 +19,7 @@ from pipeline.models.build import build_model
 from pipeline.recipes import find_recipe
 from pipeline.shards.manifest import VOCABULARY, load_manifest
 from pipeline.text.vocabulary import Vocabulary
-from pipeline.tracking import PARENT, SENT, Tracker
+from pipeline.tracking import PARENT, Tracker
 from pipeline.training.adversarial import lapgan_state, sharpener_state
 from pipeline.training.optim import make_optimizer
 from pipeline.training.state import TrainState
@@ -161,7 +161,7 @@ def test_what_the_server_missed_of_a_comparison_is_sent_later(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     first, second = (sync.main(["--out", str(tmp_path)]) for _ in range(2))
     assert first["records"] == 6 and second["records"] == 0
-    sent = json.loads((tmp_path / "compare" / "two" / SENT).read_text())
+    sent = json.loads((tmp_path / "compare" / "two" / "tracking.sent.json").read_text())
     (metric,) = in_mlflow(mlflow_server.uri, sent["run_id"])["data"]["metrics"]
     assert metric["value"] == -3.0
 

@@ -34,7 +34,8 @@ def test_what_is_published_is_read_back(root: str) -> None:
     assert storage.size_of(path) == 4
     assert storage.listing(storage.join(root, "deep")) == ["a.txt", "file.bin"]
     assert storage.sizes(storage.join(root, "deep")) == {"a.txt": 7, "file.bin": 4}
-    assert storage.listing(storage.join(root, "nowhere")) == []
+    assert storage.folders(root) == ["deep"] and storage.folders(storage.join(root, "deep")) == []
+    assert storage.listing(storage.join(root, "nowhere")) == storage.folders(storage.join(root, "nowhere")) == []
     assert storage.sizes(storage.join(root, "nowhere")) == {}
 
 
@@ -224,6 +225,8 @@ def test_a_lock_in_an_object_store_is_refused_while_its_holder_lives_and_taken_o
     with pytest.raises(ValueError, match=f"in use by {name}$"), storage.locked(path, refuse):
         pass
     assert len(storage.listing(path)) == 1, "who was refused leaves nothing"
+    time.sleep(3 * QUICK["RENEW_S"])
+    assert holder.is_alive(), "those who only try do not end it"
     holder.kill()
     holder.join()
     began = time.monotonic()
@@ -240,6 +243,38 @@ def test_a_holder_that_was_cut_off_and_comes_back_ends_itself(bucket: str, holde
         os.kill(holder.pid, signal.SIGCONT)
         holder.join(10)
     assert holder.exitcode == -signal.SIGTERM
+
+
+def hold_claim_and_stall(path: str, held: multiprocessing.Event) -> None:
+    """Holds a lock and is stopped at its first renewal, between the look at its claim and the write."""
+    vars(storage).update(QUICK)
+    publish = storage.publish_text
+
+    def stalling(path: str, content: str) -> None:
+        if held.is_set():
+            storage.publish_text = publish
+            os.kill(os.getpid(), signal.SIGSTOP)
+        publish(path, content)
+
+    storage.publish_text = stalling
+    hold_claim(path, held, 60)
+
+
+def test_a_holder_whose_renewal_arrives_after_another_took_over_ends_itself(bucket: str, quick: None) -> None:
+    path, context = f"{bucket}/run/lock", multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=hold_claim_and_stall, args=(path, held))
+    process.start()
+    try:
+        assert held.wait(60)
+        with storage.locked(path, busy=lambda name: None):
+            (ours,) = storage.listing(path)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(20)
+            assert process.exitcode == -signal.SIGTERM
+            assert storage.listing(path) == [ours], "the claim that its renewal revived is gone"
+    finally:
+        process.kill()
 
 
 def take_turns(path: str, out: str, turns: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
-from pipeline.tracking import JOURNAL, Tracker, sync
+from pipeline import storage, tracking
+from pipeline.tracking import JOURNAL, Tracker, history, sync
+from tests.faulty_store import faulty
 
 DEAD = "http://127.0.0.1:9"  # the discard port: refused at once
 
@@ -98,7 +100,7 @@ def test_a_line_that_a_killed_process_left_unfinished_costs_nothing_else(tmp_pat
     journal.write_bytes(journal.read_bytes() + b'{"metrics": {"lo')
     with Tracker.open(tmp_path / "run" / "train", "none", "demo", "train", None) as tracker:
         tracker.metrics({"loss": 2.0}, 2)
-        kept = [record["metrics"] for record in tracker._journal.records() if "metrics" in record]
+        kept = [record["metrics"] for record in tracking.recorded(tracker._journal.folder) if "metrics" in record]
     assert kept == [{"loss": 1.0}, {"loss": 2.0}]
 
 
@@ -286,6 +288,112 @@ def test_a_run_in_an_object_store_is_tracked_too(tmp_path: Path, monkeypatch: py
         assert database.execute("select count(*) from runs").fetchone() == (2,)
 
 
+WORKER = """
+import sys, time
+from pipeline import tracking
+tracking.SEND_EVERY_S = 0.2
+folder, uri, first, last, ending = sys.argv[1:]
+tracker = tracking.Tracker.open(folder, "stored", "demo", folder.rpartition("/")[2], uri or None)
+for step in range(int(first), int(last) + 1):
+    tracker.metrics({"loss": step}, step)
+print("recorded", flush=True)
+time.sleep(100 if ending == "killed" else 0)
+tracker.close()
+"""
+
+
+def worker(folder: str, uri: str, first: int, last: int, ending: str) -> subprocess.Popen:
+    """A process, as on another machine, that records the steps first ... last of a stage."""
+    words = [sys.executable, "-c", WORKER, folder, uri, str(first), str(last), ending]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(tracking.__file__).parent.parent)
+
+
+def kill_once_stored(process: subprocess.Popen, folder: str, steps: list[int]) -> None:
+    try:
+        assert process.stdout.readline() == "recorded\n"
+        deadline = time.monotonic() + 30
+        while [point[0] for point in history(folder).get("loss", ())] != steps:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def in_database(path: Path, query: str) -> list[tuple]:
+    with sqlite3.connect(path) as database:
+        return sorted(database.execute(query))
+
+
+def test_processes_that_share_a_journal_in_an_object_store_overwrite_nothing_of_each_other(
+    bucket: str, tmp_path: Path, quick
+) -> None:
+    run, folder = f"{bucket}/runs/demo", f"{bucket}/runs/demo/train"
+    with Tracker.open(folder, "stored", "demo", "train", None) as driver:
+        driver.params({"seed": 1})
+        kill_once_stored(worker(folder, "", 1, 4, "killed"), folder, [1, 2, 3, 4])
+        assert worker(folder, "", 3, 6, "closed").communicate(timeout=60)[0] == "recorded\n"
+        driver.tags({"data": "abc"})
+    assert [(step, value) for step, _, value in history(folder)["loss"]] == [(n, n) for n in range(1, 7)]
+    found = [storage.read_text(f"{folder}/{name}").splitlines() for name in storage.listing(folder)]
+    assert len({lines[0] for lines in found}) == 1 and len(found) == 3, "a head for all, a segment for each"
+    assert sum("FINISHED" in line for lines in found for line in lines) == 2
+    tracking._spool.cache_clear()  # as jobs.sync on another machine would start
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert sync(run, uri) == 4 + 5 + 4, (
+        "of driver, killed worker, and the next, which recorded two steps and two statuses"
+    )
+    assert sync(run, uri) == 0
+    database = tmp_path / "mlflow.db"
+    assert in_database(database, "select step, value from metrics") == [(n, float(n)) for n in range(1, 7)]
+    assert in_database(database, "select name, status from runs") == [("demo", "FINISHED"), ("train", "FINISHED")]
+
+
+def test_a_killed_worker_leaves_its_points_in_the_object_store_whatever_mlflow_does(
+    bucket: str, tmp_path: Path, quick
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        silence = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        folders = {f"{bucket}/runs/demo/{name}": uri for name, uri in (("a", ""), ("b", DEAD), ("c", silence))}
+        workers = {folder: worker(folder, uri, 1, 3, "killed") for folder, uri in folders.items()}
+        for folder, process in workers.items():
+            kill_once_stored(process, folder, [1, 2, 3])
+    with Tracker.open(f"{bucket}/runs/demo/a", "stored", "demo", "a", f"sqlite:///{tmp_path}/mlflow.db") as tracker:
+        for step in range(2, 5):
+            tracker.metrics({"loss": 10 * step}, step)
+        assert arrived(tracker)
+    rows = in_database(
+        tmp_path / "mlflow.db", "select name, step, value from metrics join runs on metrics.run_uuid = runs.run_uuid"
+    )
+    assert rows == [("a", 1, 1.0), ("a", 2, 2.0), ("a", 3, 3.0), ("a", 4, 40.0)] + [
+        (name, step, float(step)) for name in "bc" for step in (1, 2, 3)
+    ]
+
+
+def test_an_object_store_that_refuses_a_journal_for_a_while_fails_nothing(
+    bucket: str, quick, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 1)
+    folder = f"{bucket}/runs/demo/train"
+    with faulty() as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.address)
+        storage.forget()
+        with Tracker.open(folder, "stored", "demo", "train", None) as tracker:
+            store.failing, began = 1.0, store.failed
+            tracker.metrics({"loss": 1}, 1)
+            deadline = time.monotonic() + 30
+            while store.failed < began + 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            store.failing = 0.0
+            (name,) = storage.listing(folder)
+            while '"loss": 1.0' not in storage.read_text(f"{folder}/{name}"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            store.failing = 1.0  # and at the end
+        assert capsys.readouterr().err.count("does not take its journal") == 2
+
+
 def test_a_server_that_hangs_delays_neither_metrics_nor_the_end(
     tmp_path: Path, mlflow_server, quick, monkeypatch, capsys
 ) -> None:
@@ -340,7 +448,8 @@ def test_a_server_killed_and_restarted_under_four_writing_runs_loses_and_repeats
     assert len(runs(server.uri, "four")) == 8
     trains = [run for run in runs(server.uri, "four") if run["info"]["run_name"] == "train"]
     recorded = sorted(
-        [record["step"] for record in tracker._journal.records() if "metrics" in record][-1] for tracker in trackers
+        [record["step"] for record in tracking.recorded(tracker._journal.folder) if "metrics" in record][-1]
+        for tracker in trackers
     )
     sent = []
     for run in trains:

@@ -25,6 +25,35 @@ with Workspace(sys.argv[1], find_recipe("tiny-aligndraw")).opened():
 """
 
 
+WRITER = """
+import sys, time
+from pipeline import storage
+with storage.publishing(sys.argv[1]) as part:
+    part.write_text("half")
+    print("writing", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_what_killed_writers_left_in_a_run_is_removed_when_it_is_opened_again(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path), find_recipe("tiny-aligndraw"))
+    names = ("config.json", "train/effort.json", "evaluate/tracking.sent.json")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, f"{workspace.folder}/{name}"], cwd=ROOT, stdout=subprocess.PIPE)
+        for name in names
+    ]
+    try:
+        assert [writer.stdout.readline() for writer in writers] == [b"writing\n"] * 3
+        with workspace.opened():
+            assert len(list(tmp_path.rglob("*.part"))) == 3, "their writers live"
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    with workspace.opened():
+        assert list(tmp_path.rglob("*.part")) == []
+
+
 def test_a_run_in_an_object_store_is_of_one_process_until_that_dies(
     bucket: str, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
