@@ -80,8 +80,9 @@ def names_of(configs: Sequence[RunConfig]) -> list[str]:
     return [config.name if alike[name] > 1 else name for name, config in zip(names, configs, strict=True)]
 
 
-def command_of(config: RunConfig) -> str:
+def command_of(run: Workspace) -> str:
     """The command that makes a run: the recipe that is nearest to it, and what differs."""
+    config = run.config
     wanted = dict(leaves(to_dict(config)))
     near = {}
     for name in RECIPES:
@@ -98,7 +99,7 @@ def command_of(config: RunConfig) -> str:
         else:
             words += [flag, str(value)]
     if config.dataset.source != "digits":
-        words += ["--data", f"data/{'coco' if config.dataset.source == 'coco' else 'mnist'}"]
+        words += ["--data", (run.finished("shard") or {}).get("data") or "DATA"]  # DATA: where nothing says what it was
     return shlex.join([*words, "--out", "out"])
 
 
@@ -159,7 +160,7 @@ def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Se
     return Section(
         "What was run",
         "The same commands make the same drawings and figures again; a finished stage is skipped.",
-        [Table("\n".join(lines), note=note), Commands([command_of(run.config) for run in runs.values()])],
+        [Table("\n".join(lines), note=note), Commands([command_of(run) for run in runs.values()])],
     )
 
 

@@ -205,14 +205,22 @@ def test_a_single_run_gets_a_page_too_with_the_table_of_its_evaluation(browser, 
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_the_command_on_the_page_makes_the_same_run(name: str) -> None:
+def test_the_command_on_the_page_makes_the_same_run(name: str, tmp_path: Path) -> None:
     config = find_recipe(name)
     changed = replace(config, name="it's other", train=replace(config.train, gpu=True, steps=7, lr=2.5e-5))
     for wanted in (config, changed):
-        words = shlex.split(command_of(wanted))
+        words = shlex.split(command_of(Workspace(str(tmp_path), wanted)))
         assert words[:3] == ["python", "-m", "jobs.experiment"]
         assert parse("python -m jobs.experiment", words[3:]).config == wanted
-    assert "--no-" not in command_of(changed)
+    assert "--no-" not in command_of(Workspace(str(tmp_path), changed))
+
+
+def test_the_command_names_the_data_that_the_run_was_given(tmp_path: Path) -> None:
+    run = Workspace(str(tmp_path), find_recipe("flickr-aligndraw"))
+    assert shlex.split(command_of(run))[-4:] == ["--data", "DATA", "--out", "out"], "not known: nothing that exists"
+    with run.opened():
+        run.finish("shard", {"data": "/my photographs/flickr8k"})
+    assert shlex.split(command_of(run))[-4:] == ["--data", "/my photographs/flickr8k", "--out", "out"]
 
 
 def test_a_page_says_which_system_is_which() -> None:
