@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 8, 6  # how many animations, maps, drawings of a caption, captions
-# What training maximises, by the kind of model: not all of it can share an axis
+# What training maximises, by the kind of model, and the metric that has it: not all of it can share an axis
 BOUNDS = {
-    "draw": "lower bound, nats an image",
-    "vae": "bound on a density, nats an image",
-    "captioner": "log p(caption | image), nats",
+    "draw": ("lower bound, nats an image", "bound", 1),
+    "vae": ("bound on a density, nats an image", "bound", 1),
+    "captioner": ("log p(caption | image), nats", "caption", -1),  # its bound has the attention's penalty in it, too
 }
 NOT_SELECTED = "Captions and noise are chosen by a seed, none by its result."
 
@@ -325,39 +325,38 @@ def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[S
     from pipeline.figures.html import Section
 
     runs = _runs(artists, captioner)
-    parts = [part for kind, bound in BOUNDS.items() for part in _curves(kind, bound, runs)]
+    parts = [part for kind in BOUNDS for part in _curves(kind, runs)]
     see = "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve."
     return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []
 
 
-def _curves(kind: str, bound: str, runs: dict[str, Workspace]) -> list[Charts]:
+def _curves(kind: str, runs: dict[str, Workspace]) -> list[Charts]:
     """The systems of one kind over steps and over time."""
     from pipeline.figures.curves import Curve, curves
     from pipeline.figures.html import Chart, Charts
     from pipeline.tracking import history
 
-    told = {
-        name: history(run.stage("train"))
-        for name, run in runs.items()
-        if run.config.model.kind == kind and run.finished("train")
-    }
-    told = {name: metrics for name, metrics in told.items() if metrics.get("train/bound")}
+    label, metric, sign = BOUNDS[kind]
+    told = {}
+    for name, run in runs.items():
+        if run.config.model.kind == kind and run.finished("train"):
+            metrics = history(run.stage("train"))
+            points = [metrics.get(f"{split}/{metric}", []) for split in ("train", "val")]
+            told[name] = [[(step, time, sign * value) for step, time, value in split] for split in points]
+    told = {name: (train, val) for name, (train, val) in told.items() if train}
     if not told:
         return []
-    longest = max(metrics["train/bound"][-1][1] for metrics in told.values())
+    longest = max(train[-1][1] for train, _ in told.values())
     unit, seconds = ("minutes", 60) if longest > 600 else ("seconds", 1)
-    ends = "; ".join(f"{name} ends at {metrics['train/bound'][-1][2]:,.0f}" for name, metrics in told.items())
+    ends = "; ".join(f"{name} ends at {train[-1][2]:,.0f}" for name, (train, _) in told.items())
     charts = []
     for across, place, scale in (("steps", 0, 1), (f"{unit} of training", 1, seconds)):
         series = [
-            Curve(
-                name,
-                *([(p[place] / scale, p[2]) for p in metrics.get(f"{split}/bound", ())] for split in ("train", "val")),
-            )
-            for name, metrics in told.items()
+            Curve(name, *([(point[place] / scale, point[2]) for point in split] for split in splits))
+            for name, splits in told.items()
         ]
-        light, dark = (curves(series, across, bound, dark) for dark in (False, True))
-        charts.append(Chart(light, dark, f"{bound} over {across}: {ends}"))
+        light, dark = (curves(series, across, label, dark) for dark in (False, True))
+        charts.append(Chart(light, dark, f"{label} over {across}: {ends}"))
     return [Charts(charts)]
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import figures
+from jobs import compare_page, figures
 from jobs.arguments import parse
 from jobs.compare_page import build_page, command_of, names_of
 from jobs.workspace import Workspace
 from pipeline import checkpoint, storage
 from pipeline.config import RunConfig
+from pipeline.figures import curves as figure_curves
 from pipeline.models.build import build_model
 from pipeline.recipes import RECIPES, find_recipe
 from pipeline.shards.manifest import VOCABULARY
@@ -48,9 +49,9 @@ def trained(out: Path, config: RunConfig, dataset: str, sharpened: bool = True) 
     origin = checkpoint.Origin(config, vocabulary, config.dataset.size, config.dataset.channels)
     state = TrainState.of(model, make_optimizer(model, config.train))
     with workspace.opened(), workspace.tracker("train") as tracker:
-        for step in range(0, 40, 2):
-            tracker.metrics({"train/bound": -3000 / (step + 2)}, step)
-        tracker.metrics({"val/bound": -100.0}, 38)
+        for step in range(0, 40, 2):  # the captioner's bound has more in it than log p(caption | image)
+            tracker.metrics({"train/bound": -3000 / (step + 2), "train/caption": 2000 / (step + 2)}, step)
+        tracker.metrics({"val/bound": -100.0, "val/caption": 70.0}, 38)
         path = checkpoint.save(storage.join(workspace.stage("train"), "checkpoints"), state, origin)
         workspace.finish("train", {"checkpoint": path, "step": 40, "dataset": dataset, "mlflow_run_id": None})
         if sharpened:
@@ -221,6 +222,22 @@ def test_the_command_names_the_data_that_the_run_was_given(tmp_path: Path) -> No
     with run.opened():
         run.finish("shard", {"data": "/my photographs/flickr8k"})
     assert shlex.split(command_of(run))[-4:] == ["--data", "/my photographs/flickr8k", "--out", "out"]
+
+
+def test_a_captioner_s_curve_is_the_caption_s_log_likelihood(
+    tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(
+        figure_curves, "curves", lambda series, across, up, dark=False: shown.append((series, up)) or ""
+    )
+    runs = {name: trained(tmp_path, find_recipe(f"tiny-{name}"), dataset, False) for name in ("captioner", "aligndraw")}
+    for kind, last, held_out in (("captioner", -50.0, -70.0), ("draw", -75.0, -100.0)):
+        (charts,) = compare_page._curves(kind, runs)
+        assert f"ends at {last:,.0f}" in charts.charts[0].alt
+        (curve,), up = shown[-1]
+        assert (curve.train[-1][1], curve.validation[-1][1]) == (last, held_out)
+        assert ("log p(caption | image)" in up) == (kind == "captioner")
 
 
 def test_a_page_says_which_system_is_which() -> None:
