@@ -55,12 +55,11 @@ def build_page(
         "All of it on test images that no training saw. ± is a standard error, brackets are 95 % intervals.",
         [Table(markdown, heading, note) for heading, markdown, note in tables],
     )
-    stepwise = next((artist for artist in artists.values() if artist.workspace.config.model.kind == "draw"), None)
     sections = [
         _what_was_run(artists, captioner),
         _main_picture(main),
         *([measured] if tables else []),
-        *(_steps(stepwise) if stepwise else []),
+        *_steps(artists),
         *_flips(main),
         *_new_compositions(main),
         *(_side_by_side(artists) if len(artists) > 1 else []),
@@ -181,11 +180,17 @@ def _main_picture(main: Artist) -> Section:
     return Section("Drawn from captions", see, parts)
 
 
-def _steps(artist: Artist) -> list[Section]:
-    """What came of every step, and the words it attended to."""
+def _steps(artists: dict[str, Artist]) -> list[Section]:
+    """What came of every step, and the words it attended to: of the first system with attention, else the first with steps."""
     from pipeline.figures.html import Film, Films, Map, Section
     from pipeline.text.vocabulary import tokenize
 
+    stepwise = {name: artist for name, artist in artists.items() if artist.workspace.config.model.kind == "draw"}
+    if not stepwise:
+        return []
+    attending = (name for name, artist in stepwise.items() if artist.workspace.config.model.caption == "align")
+    name = next(attending, next(iter(stepwise)))
+    artist = stepwise[name]
     if artist.digits:
         placed = artist.placed()
         captions = [*placed["one_digit/seen"][:3], *placed["two_digits/seen"][:3]]
@@ -201,7 +206,9 @@ def _steps(artist: Artist) -> list[Section]:
     lit = " A word lights up as the step looks at it." if weights is not None else ""
     sections = [
         Section(
-            "How a drawing comes about", f"The canvas after each of {canvases.shape[1]} steps.{lit}", [Films(films)]
+            "How a drawing comes about",
+            f"{name}'s canvas after each of {canvases.shape[1]} steps.{lit}",
+            [Films(films)],
         )
     ]
     if weights is not None:

@@ -14,6 +14,7 @@ import torch
 
 from jobs import compare_page, figures
 from jobs.arguments import parse
+from jobs.artist import Artist
 from jobs.compare_page import build_page, command_of, names_of
 from jobs.workspace import Workspace
 from pipeline import checkpoint, storage
@@ -238,6 +239,19 @@ def test_a_captioner_s_curve_is_the_caption_s_log_likelihood(
         (curve,), up = shown[-1]
         assert (curve.train[-1][1], curve.validation[-1][1]) == (last, held_out)
         assert ("log p(caption | image)" in up) == (kind == "captioner")
+
+
+def test_steps_are_those_of_the_first_system_that_attends(tmp_path: Path, dataset: str) -> None:
+    names = ["tiny-lapgan", "tiny-noaligndraw", "tiny-aligndraw"]
+    runs = [trained(tmp_path, find_recipe(name), dataset, False) for name in names]
+    artists = dict(zip(names, map(Artist, runs), strict=True))
+    films, looked = compare_page._steps(artists)
+    assert films.see.startswith("tiny-aligndraw's canvas") and "lights up" in films.see and len(looked.parts) == 3
+    del artists["tiny-aligndraw"]
+    (films,) = compare_page._steps(artists)
+    assert films.see.startswith("tiny-noaligndraw's canvas") and "lights up" not in films.see
+    del artists["tiny-noaligndraw"]
+    assert compare_page._steps(artists) == []
 
 
 def test_a_page_says_which_system_is_which() -> None:
