@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from pipeline.sample import Generated
 
 
+SUBJECTS = {  # what the images of a source show
+    "digits": "placed digits",
+    "mnist": "placed digits",
+    "binary-mnist": "binarised MNIST",
+    "coco": "photographs",
+}
+NUMBERED = [f"drawing {i}" for i in range(1, 10)]  # what stands below the drawings of a model without captions
+
+
 class Artist:
     """The best checkpoint of a run, with its sharpener if it has one; drawings are seeded as its evaluation is."""
 
@@ -57,9 +66,19 @@ class Artist:
         return description(self.dataset)
 
     @property
+    def captioned(self) -> bool:
+        """Whether it draws captions; plain DRAW draws from noise alone."""
+        return self.workspace.config.model.caption != "none"
+
+    @property
+    def subject(self) -> str:
+        """What it learned to draw."""
+        return SUBJECTS[self.about["config"]["source"]]
+
+    @property
     def digits(self) -> bool:
-        """Whether it learned from placed digits; else from photographs."""
-        return self.about["config"]["source"] in ("digits", "mnist")
+        """Whether it learned from placed digits, of which there are combinations that training showed or never did."""
+        return self.subject == "placed digits"
 
     @cached_property
     def test(self) -> tuple[list[str], np.ndarray]:

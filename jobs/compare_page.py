@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.artist import Artist
+from jobs.artist import NUMBERED, Artist
 from jobs.workspace import Workspace
 from pipeline import storage
 from pipeline.config import RunConfig, leaves, to_dict
@@ -60,11 +60,10 @@ def build_page(
         _main_picture(main),
         *([measured] if tables else []),
         *_steps(artists),
-        *_flips(main),
-        *_new_compositions(main),
+        *((*_flips(main), *_new_compositions(main)) if main.captioned else ()),
         *(_side_by_side(artists) if len(artists) > 1 else []),
         *(_sharpening(artists) if len(artists) > 1 else []),
-        *(_text_image_text(main, captioner) if captioner else []),
+        *(_text_image_text(main, captioner) if captioner and main.captioned else []),
         *_learning(artists, captioner),
     ]
     path = storage.join(folder, PAGE)
@@ -129,8 +128,8 @@ def _lead(artists: dict[str, Artist]) -> str:
     main = next(iter(artists.values()))
     size = main.about["config"]
     colour = "colour" if size["channels"] == 3 else "grey"
-    kind = "handwritten digits, placed as their captions say" if main.digits else "images with captions"
-    learned = f"learned to draw from {kind} ({size['size']} x {size['size']}, {colour})"
+    subject = f"{main.subject} with captions" if main.captioned else main.subject
+    learned = f"learned to draw from {subject} ({size['size']} x {size['size']}, {colour})"
     if len(artists) == 1:
         return f"{next(iter(artists))} {learned}."
     return f"{len(artists)} systems {learned}: {', '.join(artists)}."
@@ -166,8 +165,11 @@ def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Se
 def _main_picture(main: Artist) -> Section:
     from pipeline.figures.html import Cards, Section
 
-    placed = main.digits and main.placed()
-    if placed:
+    if not main.captioned:
+        see = "The model takes no captions: do these look like its training images? Noise is chosen by a seed."
+        return Section("Drawn from noise", see, [Cards(_drawn(main, NUMBERED))])
+    if main.digits:
+        placed = main.placed()
         one, two = placed["one_digit/seen"], placed["two_digits/seen"]
         parts = [
             Cards(_drawn(main, one), "One digit, at places where training showed it"),
@@ -191,7 +193,9 @@ def _steps(artists: dict[str, Artist]) -> list[Section]:
     attending = (name for name, artist in stepwise.items() if artist.workspace.config.model.caption == "align")
     name = next(attending, next(iter(stepwise)))
     artist = stepwise[name]
-    if artist.digits:
+    if not artist.captioned:
+        captions = NUMBERED[:FILMS]
+    elif artist.digits:
         placed = artist.placed()
         captions = [*placed["one_digit/seen"][:3], *placed["two_digits/seen"][:3]]
     else:
@@ -269,11 +273,17 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
     from pipeline.figures.html import Card, Cards, Section, Tile
 
     main = next(iter(artists.values()))
-    captions, images = main.test
-    true: list[np.ndarray | None] = list(images[: SIDE - 2])
-    more = main.placed()["two_digits/held_out"][:2] if main.digits else [c for c in NOVEL if main.knows([c])][:2]
-    captions = [*captions[: len(true)], *more]
-    true += [None] * len(more)
+    see = "The same seed for all, sharpened where a system has a sharpener."
+    true: list[np.ndarray | None]
+    if any(artist.captioned for artist in artists.values()):
+        captions, images = main.test
+        more = main.placed()["two_digits/held_out"][:2] if main.digits else [c for c in NOVEL if main.knows([c])][:2]
+        captions = [*captions[: SIDE - 2], *more]
+        true = [*images[: SIDE - 2], *[None] * len(more)]
+        new = "held-out combinations" if main.digits else "scenes that no photograph shows"
+        see = f"One caption a row. {see}" + (f" Rows without a true image are {new}." if more else "")
+    else:
+        captions, true = NUMBERED[:SIDE], [None] * SIDE
     columns = {name: _finished(artist.draw(captions)) for name, artist in artists.items()}
     cards = []
     for i, caption in enumerate(captions):
@@ -281,9 +291,6 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
         if true[i] is not None:
             tiles.append(Tile(true[i], f"true image: {caption}", "true image"))
         cards.append(Card(caption, tiles))
-    new = "held-out combinations" if main.digits else "scenes that no photograph shows"
-    see = "One caption a row, the same seed for all, sharpened where a system has a sharpener."
-    see += f" Rows without a true image are {new}." if more else ""
     return [Section("The systems side by side", see, [Cards(cards, above=True)])]
 
 
@@ -368,9 +375,14 @@ def _curves(kind: str, runs: dict[str, Workspace]) -> list[Charts]:
 
 
 def _drawn(artist: Artist, captions: Sequence[str], images: Sequence[np.ndarray] = (), first: int = 0) -> list[Card]:
-    """A card a caption: its true image where there is one, what was drawn from noise `first` ..., and that sharpened."""
+    """A card a caption: its true image where there is one, what was drawn from noise `first` ..., and that sharpened.
+
+    A model that takes no captions is shown none, and no image belongs to what it draws.
+    """
     from pipeline.figures.html import Card, Tile
 
+    if not artist.captioned:
+        captions, images = NUMBERED[: len(captions)], ()
     drawn = artist.draw(captions, rows=range(first, first + len(captions)))
     columns = {"true image": images} if len(images) else {}
     columns["drawn"] = drawn.images.numpy()

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.arguments import entry, parse
-from jobs.artist import Artist, checkpoints_of
+from jobs.artist import NUMBERED, Artist, checkpoints_of
 from jobs.compare_page import build_page
 from jobs.workspace import Workspace
 from pipeline import storage
@@ -74,16 +74,18 @@ def _pictures(artist: Artist) -> dict[str, Picture]:
     from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
     from pipeline.figures.sheet import sheet
 
-    sections = _digit_sections(artist) if artist.digits else _photograph_sections(artist)
+    sections = _sections(artist)
     starts = accumulate((len(captions) for _, captions, _ in sections), initial=0)  # every drawing has noise of its own
     sections = [_drawn(artist.draw, start, *section) for start, section in zip(starts, sections, strict=False)]
     name = artist.workspace.config.name
-    note = f"{name} after {artist.step:,} training steps. Captions and noise by seed {artist.seed}, not selected."
-    made: dict[str, Picture] = {"captions": sheet("Drawn from captions", sections, note=note)}
+    given = "Captions and noise" if artist.captioned else "Noise"
+    note = f"{name} after {artist.step:,} training steps. {given} by seed {artist.seed}, not selected."
+    title = f"Drawn from {'captions' if artist.captioned else 'noise'}"
+    made: dict[str, Picture] = {"captions": sheet(title, sections, note=note)}
     captions = [caption for section in sections[:2] for caption in section.captions[:3]]
     made |= _step_pictures(captions, artist.draw(captions, sharpened=False, steps=True))
     groups = [group for group in (DIGIT_FLIPS if artist.digits else FLIPS) if artist.knows(group)]
-    return made | (_flip_picture(groups, artist.draw) if groups else {})
+    return made | (_flip_picture(groups, artist.draw) if groups and artist.captioned else {})
 
 
 def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
@@ -119,8 +121,15 @@ def _flip_picture(groups: Sequence[Sequence[str]], draw: Callable[..., Generated
     return {"flips": flips("Other words, same noise", shown)}
 
 
+def _sections(artist: Artist) -> list[tuple]:
+    """Headings, captions and, by name, images that are there; what stands for captions of a model that takes none."""
+    if not artist.captioned:
+        return [(f"It learned from {artist.subject}, without captions", NUMBERED, {})]
+    return _digit_sections(artist) if artist.digits else _image_sections(artist)
+
+
 def _digit_sections(artist: Artist) -> list[tuple]:
-    """Headings, captions, no images: seen and held-out combinations of digits and places."""
+    """Seen and held-out combinations of digits and places."""
     groups = artist.placed()
     held_out = groups["one_digit/held_out"][:3] + groups["two_digits/held_out"][:3]
     return [
@@ -130,13 +139,13 @@ def _digit_sections(artist: Artist) -> list[tuple]:
     ]
 
 
-def _photograph_sections(artist: Artist) -> list[tuple]:
-    """Headings, captions, images: captions of the test split with their photographs, and some that no photograph has."""
+def _image_sections(artist: Artist) -> list[tuple]:
+    """Captions of the test split with their images, and some that no photograph has."""
     from pipeline.figures.captions import NOVEL
 
     captions, images = artist.test
     return [
-        ("Captions of the test split", captions, {"photograph": images}),
+        ("Captions of the test split", captions, {"true image": images}),
         ("Scenes that no photograph shows", NOVEL, {}),
     ]
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from jobs import compare_page, figures
+from jobs import compare, compare_page, figures
 from jobs.arguments import parse
 from jobs.artist import Artist
 from jobs.compare_page import build_page, command_of, names_of
@@ -27,6 +28,8 @@ from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.adversarial import sharpener_state
 from pipeline.training.optim import make_optimizer
 from pipeline.training.state import TrainState
+from tests.conftest import make_dataset
+from tests.sources.test_idx import idx_bytes
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 TABLES = [
@@ -157,8 +160,6 @@ def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
 
 
 def test_the_word_that_lights_up_is_the_one_that_the_step_attends_to(browser, tmp_path: Path) -> None:
-    import numpy as np
-
     from pipeline.figures.html import Film, Films, Page, Section, render
 
     canvases = np.zeros((4, 1, 5, 5))
@@ -252,6 +253,55 @@ def test_steps_are_those_of_the_first_system_that_attends(tmp_path: Path, datase
     assert films.see.startswith("tiny-noaligndraw's canvas") and "lights up" not in films.see
     del artists["tiny-noaligndraw"]
     assert compare_page._steps(artists) == []
+
+
+@pytest.fixture(scope="module")
+def plain_draw(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """DRAW without captions on binarised digits."""
+    folder = tmp_path_factory.mktemp("binary")
+    for name, count in (("train", 60), ("t10k", 20)):
+        images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(count, dtype=np.uint8) % 10))
+    config = find_recipe("tiny-draw")
+    config = replace(config, dataset=replace(config.dataset, source="binary-mnist", size=28))
+    return trained(folder, config, make_dataset(str(folder), config.dataset, str(folder)))
+
+
+def test_a_model_without_captions_is_shown_with_none(plain_draw: Workspace) -> None:
+    with plain_draw.opened():
+        made = figures._draw(plain_draw, {"drawing": "", "sharpener": ""})
+    assert set(made["pictures"]) == {"captions", "steps", "animation"}, "no flips, no maps"
+    ((heading, captions, there),) = figures._sections(Artist(plain_draw))
+    assert "binarised MNIST, without captions" in heading and captions[0] == "drawing 1" and not there
+    page = Path(made["page"]).read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "What was run",
+        "Drawn from noise",
+        "How a drawing comes about",
+        "How it learned",
+    ]
+    assert "learned to draw from binarised MNIST (28 x 28" in page
+    assert not re.search("photograph|true image|the digit", page)
+
+
+def test_several_models_without_captions_are_compared_without_any(plain_draw: Workspace) -> None:
+    artists = {name: Artist(plain_draw) for name in ("one", "other")}
+    (beside,) = compare_page._side_by_side(artists)
+    assert [card.caption for card in beside.parts[0].cards] == [f"drawing {i}" for i in range(1, 9)]
+    assert "caption" not in beside.see
+    for part in compare_page._sharpening(artists)[0].parts:
+        assert [tile.label for tile in part.cards[0].tiles] == ["drawn", "sharpened"]
+
+
+def test_the_title_says_what_the_systems_learned_from() -> None:
+    for name, title in {
+        "mnist-draw": "2 systems on binarised MNIST",
+        "mnist-aligndraw": "2 systems on placed digits",
+        "digits-demo": "2 systems on placed digits",
+        "flickr-aligndraw": "2 systems on photographs",
+    }.items():
+        assert compare._title([Workspace("", find_recipe(name))] * 2) == title
 
 
 def test_a_page_says_which_system_is_which() -> None:
