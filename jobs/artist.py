@@ -58,6 +58,10 @@ class Artist:
         """Whether training had all the words: one that it never saw says nothing to it."""
         return not self.origin.vocabulary.unknown(list(captions))
 
+    def known(self, captions: Sequence[str]) -> list[str]:
+        """Those of which it knows all words."""
+        return [caption for caption in captions if self.knows([caption])]
+
     @cached_property
     def about(self) -> dict:
         """What the data set says of itself."""

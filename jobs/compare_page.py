@@ -259,8 +259,7 @@ def _new_compositions(main: Artist) -> list[Section]:
             first += len(placed[group])
         see = "Training had each of these digits, and the rest of each of these captions, but never together."
         return [Section("Held-out combinations", see, parts)]
-    known = [caption for caption in NOVEL if main.knows([caption])]
-    if not known:
+    if not (known := main.known(NOVEL)):
         return []
     images = _finished(main.draw(known, each=NOISES)).reshape(len(known), NOISES, *main.test[1].shape[1:])
     cards = [Card(caption, _tiles(row, caption)) for caption, row in zip(known, images, strict=True)]
@@ -277,7 +276,7 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
     true: list[np.ndarray | None]
     if any(artist.captioned for artist in artists.values()):
         captions, images = main.test
-        more = main.placed()["two_digits/held_out"][:2] if main.digits else [c for c in NOVEL if main.knows([c])][:2]
+        more = main.placed()["two_digits/held_out"][:2] if main.digits else main.known(NOVEL)[:2]
         captions = [*captions[: SIDE - 2], *more]
         true = [*images[: SIDE - 2], *[None] * len(more)]
         new = "held-out combinations" if main.digits else "scenes that no photograph shows"

@@ -144,10 +144,10 @@ def _image_sections(artist: Artist) -> list[tuple]:
     from pipeline.figures.captions import NOVEL
 
     captions, images = artist.test
-    return [
-        ("Captions of the test split", captions, {"true image": images}),
-        ("Scenes that no photograph shows", NOVEL, {}),
-    ]
+    sections = [("Captions of the test split", captions, {"true image": images})]
+    if novel := artist.known(NOVEL):
+        sections.append(("Scenes that no photograph shows", novel, {}))
+    return sections
 
 
 def _drawn(draw: Callable[..., Generated], start: int, heading: str, captions: Sequence[str], there: dict) -> Section:

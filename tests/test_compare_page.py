@@ -20,6 +20,7 @@ from jobs.compare_page import build_page, command_of, names_of
 from jobs.workspace import Workspace
 from pipeline import checkpoint, storage
 from pipeline.config import RunConfig
+from pipeline.figures import captions
 from pipeline.figures import curves as figure_curves
 from pipeline.models.build import build_model
 from pipeline.recipes import RECIPES, find_recipe
@@ -272,8 +273,8 @@ def test_a_model_without_captions_is_shown_with_none(plain_draw: Workspace) -> N
     with plain_draw.opened():
         made = figures._draw(plain_draw, {"drawing": "", "sharpener": ""})
     assert set(made["pictures"]) == {"captions", "steps", "animation"}, "no flips, no maps"
-    ((heading, captions, there),) = figures._sections(Artist(plain_draw))
-    assert "binarised MNIST, without captions" in heading and captions[0] == "drawing 1" and not there
+    ((heading, said, there),) = figures._sections(Artist(plain_draw))
+    assert "binarised MNIST, without captions" in heading and said[0] == "drawing 1" and not there
     page = Path(made["page"]).read_text()
     assert re.findall("<h2>(.*?)</h2>", page) == [
         "What was run",
@@ -283,6 +284,16 @@ def test_a_model_without_captions_is_shown_with_none(plain_draw: Workspace) -> N
     ]
     assert "learned to draw from binarised MNIST (28 x 28" in page
     assert not re.search("photograph|true image|the digit", page)
+
+
+def test_scenes_of_words_that_training_never_had_are_not_drawn(
+    tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artist = Artist(trained(tmp_path, find_recipe("tiny-fc-vae"), dataset, False))
+    for novel, sections in (("a stop sign is flying .", 1), ("the digit 3 is at the bottom .", 2)):
+        monkeypatch.setattr(captions, "NOVEL", (novel, "a herd of elephants ."))
+        shown = figures._image_sections(artist)
+        assert len(shown) == sections and all("elephants" not in said for _, some, _ in shown for said in some)
 
 
 def test_several_models_without_captions_are_compared_without_any(plain_draw: Workspace) -> None:
