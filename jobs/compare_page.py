@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.sample import Generated
 
 PAGE = "index.html"
-FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 8, 6  # how many animations, maps, drawings of a caption, captions
+FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 6, 6  # how many animations, maps, drawings of a caption, captions
 # What training maximises, by the kind of model, and the metric that has it: not all of it can share an axis
 BOUNDS = {
     "draw": ("lower bound, nats an image", "bound", 1),
@@ -268,7 +268,7 @@ def _new_compositions(main: Artist) -> list[Section]:
 
 
 def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
-    from pipeline.figures.captions import NOVEL
+    from pipeline.figures.captions import COMPARED, NOVEL
     from pipeline.figures.html import Card, Cards, Section, Tile
 
     main = next(iter(artists.values()))
@@ -276,10 +276,10 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
     true: list[np.ndarray | None]
     if any(artist.captioned for artist in artists.values()):
         captions, images = main.test
-        more = main.placed()["two_digits/held_out"][:2] if main.digits else main.known(NOVEL)[:2]
-        captions = [*captions[: SIDE - 2], *more]
-        true = [*images[: SIDE - 2], *[None] * len(more)]
-        new = "held-out combinations" if main.digits else "scenes that no photograph shows"
+        more = main.placed()["two_digits/held_out"][:2] if main.digits else main.known([*COMPARED, *NOVEL])[:3]
+        captions = [*captions[:SIDE], *more]
+        true = [*images[:SIDE], *[None] * len(more)]
+        new = "held-out combinations" if main.digits else "captions of the paper"
         see = f"One caption a row. {see}" + (f" Rows without a true image are {new}." if more else "")
     else:
         captions, true = NUMBERED[:SIDE], [None] * SIDE

@@ -296,10 +296,23 @@ def test_scenes_of_words_that_training_never_had_are_not_drawn(
         assert len(shown) == sections and all("elephants" not in said for _, some, _ in shown for said in some)
 
 
+def test_all_systems_draw_the_caption_that_the_paper_has_four_of_them_draw(
+    tmp_path: Path, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surf = "a group of people walk on a beach with surf boards ."
+    artist = Artist(trained(tmp_path, find_recipe("tiny-fc-vae"), dataset, False))
+    monkeypatch.setattr(Artist, "digits", False)
+    for words, rows in (((), []), (surf.split(), [surf])):
+        monkeypatch.setattr(artist, "knows", lambda some, words=words: set(" ".join(some).split()) <= set(words))
+        (beside,) = compare_page._side_by_side({"one": artist})
+        assert [card.caption for card in beside.parts[0].cards if len(card.tiles) == 1] == rows
+        assert ("captions of the paper" in beside.see) == bool(rows)
+
+
 def test_several_models_without_captions_are_compared_without_any(plain_draw: Workspace) -> None:
     artists = {name: Artist(plain_draw) for name in ("one", "other")}
     (beside,) = compare_page._side_by_side(artists)
-    assert [card.caption for card in beside.parts[0].cards] == [f"drawing {i}" for i in range(1, 9)]
+    assert [card.caption for card in beside.parts[0].cards] == [f"drawing {i}" for i in range(1, 7)]
     assert "caption" not in beside.see
     for part in compare_page._sharpening(artists)[0].parts:
         assert [tile.label for tile in part.cards[0].tiles] == ["drawn", "sharpened"]
