@@ -8,6 +8,7 @@ gets the same captions and the same seed; what a system does not have (steps, at
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from pipeline.recipes import RECIPES, find_recipe
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.figures.html import Card, Charts, Section
+    from pipeline.figures.html import Card, Chart, Charts, Section
     from pipeline.sample import Generated
 
 PAGE = "index.html"
@@ -65,6 +66,7 @@ def build_page(
         *(_sharpening(artists) if len(artists) > 1 else []),
         *(_text_image_text(main, captioner) if captioner and main.captioned else []),
         *_learning(artists, captioner),
+        *_believing(artists),
     ]
     path = storage.join(folder, PAGE)
     storage.publish_text(path, render(Page(title, _lead(artists), sections)))
@@ -339,8 +341,47 @@ def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[S
 
     runs = _runs(artists, captioner)
     parts = [part for kind in BOUNDS for part in _curves(kind, runs)]
-    see = "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve."
+    see = (
+        "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve here."
+    )
     return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []
+
+
+def _believing(artists: dict[str, Artist]) -> list[Section]:
+    """What the discriminators of LAPGAN's levels and of the sharpeners believed."""
+    from pipeline.figures.html import Charts, Section
+    from pipeline.tracking import history
+
+    charts = []
+    for name, artist in artists.items():
+        for stage, player in (("train", name), ("sharpen", f"{name}'s sharpener")):
+            metrics = history(artist.workspace.stage(stage))
+            for metric in sorted(metrics):
+                if told := re.fullmatch(r"train/(?:(level\d+)/)?real", metric):
+                    label = f"{player}, {told[1]}" if told[1] else player
+                    charts.append(_belief(label, metrics[metric], metrics[metric.removesuffix("real") + "fake"]))
+    see = (
+        "How sure each discriminator is, on average, that real and generated images are real. Where both lines lie flat at "
+        "0.5 it only guesses, and its generator learns nothing from it; at 1 and 0 it is never fooled."
+    )
+    return [Section("What the discriminators believed", see, [Charts(charts)])] if charts else []
+
+
+def _belief(player: str, real: Sequence[tuple], fake: Sequence[tuple]) -> Chart:
+    """How sure a discriminator was that images are real: (step, seconds, mean probability) of real and of generated ones."""
+    from pipeline.figures.curves import Curve, curves
+    from pipeline.figures.html import Chart
+
+    series = [
+        Curve(name, [(step, value) for step, _, value in points])
+        for name, points in (("real images", real), ("generated images", fake))
+    ]
+    ends = ", ".join(f"{curve.name} {curve.train[-1][1]:.2f}" for curve in series)
+    light, dark = (
+        curves(series, f"steps of {player}", "how sure that it is real", dark, probabilities=True)
+        for dark in (False, True)
+    )
+    return Chart(light, dark, f"How sure the discriminator of {player} was at the end that images are real: {ends}")
 
 
 def _curves(kind: str, runs: dict[str, Workspace]) -> list[Charts]:

@@ -56,12 +56,17 @@ def trained(out: Path, config: RunConfig, dataset: str, sharpened: bool = True) 
     with workspace.opened(), workspace.tracker("train") as tracker:
         for step in range(0, 40, 2):  # the captioner's bound has more in it than log p(caption | image)
             tracker.metrics({"train/bound": -3000 / (step + 2), "train/caption": 2000 / (step + 2)}, step)
+            if config.model.kind == "lapgan":
+                beliefs = {"level0/real": 0.8, "level0/fake": 0.2, "level1/real": 0.5, "level1/fake": 0.5}
+                tracker.metrics({f"train/{name}": value for name, value in beliefs.items()}, step)
         tracker.metrics({"val/bound": -100.0, "val/caption": 70.0}, 38)
         path = checkpoint.save(storage.join(workspace.stage("train"), "checkpoints"), state, origin)
         workspace.finish("train", {"checkpoint": path, "step": 40, "dataset": dataset, "mlflow_run_id": None})
         if sharpened:
             state = sharpener_state(model, config.dataset.channels, config.dataset.size, config.sharpen)
             path = checkpoint.save(storage.join(workspace.stage("sharpen"), "checkpoints"), state, origin)
+            with workspace.tracker("sharpen") as tracker:
+                tracker.metrics({"train/real": 0.75, "train/fake": 0.25, "train/change": 0.1}, 4)
             workspace.finish("sharpen", {"checkpoint": path})
     return workspace
 
@@ -147,6 +152,19 @@ def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
         "Before and after sharpening",
         "Text to image to text",
         "How they learned",
+        "What the discriminators believed",
+    ]
+    believed = page.evaluate(
+        "[...document.querySelectorAll('#s11 img')].map(i => i.alt.match(/of (.*) was .*: (.*)/).slice(1))"
+    )
+    sharpeners = [
+        [f"{name}'s sharpener", "real images 0.75, generated images 0.25"]
+        for name in ("alignDRAW", "noalignDRAW", "Conv-Deconv VAE")
+    ]
+    assert believed == [
+        *sharpeners,
+        ["LAPGAN, level0", "real images 0.80, generated images 0.20"],
+        ["LAPGAN, level1", "real images 0.50, generated images 0.50"],
     ]
     assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
     rows = page.evaluate(
@@ -281,6 +299,7 @@ def test_a_model_without_captions_is_shown_with_none(plain_draw: Workspace) -> N
         "Drawn from noise",
         "How a drawing comes about",
         "How it learned",
+        "What the discriminators believed",
     ]
     assert "learned to draw from binarised MNIST (28 x 28" in page
     assert not re.search("photograph|true image|the digit", page)

@@ -166,6 +166,15 @@ def test_curves_are_the_same_svg_twice_and_another_one_in_the_dark() -> None:
     assert one == again != dark and one.lstrip().startswith("<?xml") and len(one) < 100_000
 
 
+def test_an_axis_of_probabilities_shows_all_of_them_and_one_of_nats_as_much_as_it_needs() -> None:
+    def numbers(*levels: float, **options: bool) -> list[str]:
+        svg = curves([Curve("a", [(step, level) for step in range(9) for level in levels])], "steps", "up", **options)
+        return [said for said in re.findall("<!-- (.*?) -->", svg) if said not in ("steps", "up", "a")][-5:]
+
+    assert numbers(0.5, probabilities=True) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert len(set(numbers(-2.1, -2.4))) == 5, "two ticks say the same number"
+
+
 def test_a_long_line_is_thinned_to_means_and_the_first_steps_leave_the_window() -> None:
     points = np.stack([np.arange(1000.0), np.arange(1000.0) * 2], axis=1)
     few = thinned(points, 100)
