@@ -21,6 +21,7 @@ SUBJECTS = {  # what the images of a source show
     "binary-mnist": "binarised MNIST",
     "coco": "photographs",
 }
+DRAWINGS = 8  # of a caption, over which the weights of its words are averaged: another noise, another weight
 NUMBERED = [f"drawing {i}" for i in range(1, 10)]  # what stands below the drawings of a model without captions
 
 
@@ -53,6 +54,12 @@ class Artist:
         refine = self.sharpener if sharpened else None
         vocabulary = self.origin.vocabulary
         return draw_captions(self.model, vocabulary, captions, self.seed, refine, each, sentences=sentences, **options)
+
+    def attention(self, captions: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        """(captions, DRAWINGS, T, N): what several drawings of each caption attended to, the first from noise `rows`."""
+        noises = [row + 1_000 * drawing for row in rows for drawing in range(DRAWINGS)]
+        drawn = self.draw(captions, sharpened=False, each=DRAWINGS, rows=noises)
+        return drawn.alignments.swapaxes(0, 1).unflatten(0, (len(captions), DRAWINGS)).numpy()
 
     def knows(self, captions: Sequence[str]) -> bool:
         """Whether training had all the words: one that it never saw says nothing to it."""

@@ -219,12 +219,14 @@ def _steps(artists: dict[str, Artist]) -> list[Section]:
     ]
     if weights is not None:
         shown = range(0, len(captions), -(-len(captions) // MAPS))
+        looked = artist.attention([captions[i] for i in shown], shown)
         sections.append(
             Section(
                 "Where it looked while it drew",
-                "Darker cells are words that a step attended to; bars are the mean over the steps. "
+                "Darker cells are words that a step attended to; bars are the mean over the steps of several drawings of the "
+                "caption, the first of which is shown. "
                 "Words that say what and where should stand out from the others.",
-                [Map(words[i], weights[i], canvases[i]) for i in shown],
+                [Map(words[i], every, canvases[i]) for i, every in zip(shown, looked, strict=True)],
             )
         )
     return sections

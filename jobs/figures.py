@@ -83,17 +83,18 @@ def _pictures(artist: Artist) -> dict[str, Picture]:
     title = f"Drawn from {'captions' if artist.captioned else 'noise'}"
     made: dict[str, Picture] = {"captions": sheet(title, sections, note=note)}
     captions = [caption for section in sections[:2] for caption in section.captions[:3]]
-    made |= _step_pictures(captions, artist.draw(captions, sharpened=False, steps=True))
+    made |= _step_pictures(captions, artist)
     groups = [group for group in (DIGIT_FLIPS if artist.digits else FLIPS) if artist.knows(group)]
     return made | (_flip_picture(groups, artist.draw) if groups and artist.captioned else {})
 
 
-def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
+def _step_pictures(captions: list[str], artist: Artist) -> dict[str, Picture]:
     """What came of every step, and the words it attended to; nothing of a model that has no steps."""
     from pipeline.figures.heatmap import heatmap
     from pipeline.figures.steps import frames, strip
     from pipeline.text.vocabulary import tokenize
 
+    drawn = artist.draw(captions, sharpened=False, steps=True)
     if drawn.canvases is None:
         return {}
     canvases, words = drawn.canvases.numpy(), [tokenize(caption) for caption in captions]
@@ -103,9 +104,11 @@ def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
         "animation": frames(words, canvases, alignments),
     }
     if alignments is not None:
-        for number, i in enumerate(range(0, len(captions), -(-len(captions) // MAPS)), start=1):
+        shown = range(0, len(captions), -(-len(captions) // MAPS))
+        looked = artist.attention([captions[i] for i in shown], shown)
+        for number, (i, every) in enumerate(zip(shown, looked, strict=True), start=1):
             title = "Where it looked while it drew"
-            made[f"alignment-{number}"] = heatmap(title, words[i], alignments[:, i], canvases[:, i])
+            made[f"alignment-{number}"] = heatmap(title, words[i], every, canvases[:, i])
     return made
 
 

@@ -274,6 +274,21 @@ def test_steps_are_those_of_the_first_system_that_attends(tmp_path: Path, datase
     assert compare_page._steps(artists) == []
 
 
+def test_the_weights_of_words_are_of_several_drawings_of_which_the_first_is_shown(tmp_path: Path, dataset: str) -> None:
+    artist = Artist(trained(tmp_path, find_recipe("tiny-aligndraw"), dataset, False))
+    said = ["the digit 3 is at the top .", "the digit 3 is on the left of the digit 5 ."]
+    looked = artist.attention(said, [4, 7])
+    assert looked.shape == (2, 8, 3, 12)
+    shown = artist.draw(said, rows=[4, 7]).alignments.numpy().swapaxes(0, 1)
+    np.testing.assert_allclose(looked[:, 0], shown, atol=1e-6)
+    assert all(np.abs(looked[:, 0] - other).max() > 1e-6 for other in looked.swapaxes(0, 1)[1:]), "the same noise twice"
+    films, maps = compare_page._steps({"one": artist})
+    for part, film in zip(maps.parts, films.parts[0].films[::2], strict=True):
+        assert part.words == film.words and np.array_equal(part.canvases, film.canvases)
+        width = len(part.words)
+        np.testing.assert_allclose(part.alignments[0, :, :width], film.alignment[:, :width], atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def plain_draw(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """DRAW without captions on binarised digits."""

@@ -83,7 +83,7 @@ def test_the_map_darkens_with_attention(steps: int) -> None:
     alignment = np.full((steps, 14), 0.0)  # two columns of padding
     alignment[:, 3] = 0.9
     alignment[:, 7] = 0.1
-    picture = heatmap("Title", WORDS, alignment, images(steps))
+    picture = heatmap("Title", WORDS, alignment[None], images(steps))
     accent = np.asarray(Image.new("RGB", (1, 1), page.ACCENT))[0, 0]
     rows = np.flatnonzero((np.asarray(picture) == accent).all(2).sum(1) > 20 * 1.5)
     assert len(rows) > 20 and rows.max() - rows.min() < 8 * 40  # the cells of word 4 and the bars of words 4 and 8
