@@ -359,8 +359,8 @@ def _believing(artists: dict[str, Artist]) -> list[Section]:
         for stage, player in (("train", name), ("sharpen", f"{name}'s sharpener")):
             metrics = history(artist.workspace.stage(stage))
             for metric in sorted(metrics):
-                if told := re.fullmatch(r"train/(?:(level\d+)/)?real", metric):
-                    label = f"{player}, {told[1]}" if told[1] else player
+                if told := re.fullmatch(r"train/(?:level(\d+)/)?real", metric):
+                    label = f"{player}, level {told[1]}" if told[1] else player
                     charts.append(_belief(label, metrics[metric], metrics[metric.removesuffix("real") + "fake"]))
     see = (
         "How sure each discriminator is, on average, that real and generated images are real. Where both lines lie flat at "

@@ -163,8 +163,8 @@ def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
     ]
     assert believed == [
         *sharpeners,
-        ["LAPGAN, level0", "real images 0.80, generated images 0.20"],
-        ["LAPGAN, level1", "real images 0.50, generated images 0.50"],
+        ["LAPGAN, level 0", "real images 0.80, generated images 0.20"],
+        ["LAPGAN, level 1", "real images 0.50, generated images 0.50"],
     ]
     assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
     rows = page.evaluate(
