@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from pipeline.sample import Generated
 
 
+SUBJECTS = {  # what the images of a source show
+    "digits": "placed digits",
+    "mnist": "placed digits",
+    "binary-mnist": "binarised MNIST",
+    "coco": "photographs",
+}
+DRAWINGS = 8  # of a caption, over which the weights of its words are averaged: another noise, another weight
+NUMBERED = [f"drawing {i}" for i in range(1, 10)]  # what stands below the drawings of a model without captions
+
+
 class Artist:
     """The best checkpoint of a run, with its sharpener if it has one; drawings are seeded as its evaluation is."""
 
@@ -45,9 +55,19 @@ class Artist:
         vocabulary = self.origin.vocabulary
         return draw_captions(self.model, vocabulary, captions, self.seed, refine, each, sentences=sentences, **options)
 
+    def attention(self, captions: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        """(captions, DRAWINGS, T, N): what several drawings of each caption attended to, the first from noise `rows`."""
+        noises = [row + 1_000 * drawing for row in rows for drawing in range(DRAWINGS)]
+        drawn = self.draw(captions, sharpened=False, each=DRAWINGS, rows=noises)
+        return drawn.alignments.swapaxes(0, 1).unflatten(0, (len(captions), DRAWINGS)).numpy()
+
     def knows(self, captions: Sequence[str]) -> bool:
         """Whether training had all the words: one that it never saw says nothing to it."""
         return not self.origin.vocabulary.unknown(list(captions))
+
+    def known(self, captions: Sequence[str]) -> list[str]:
+        """Those of which it knows all words."""
+        return [caption for caption in captions if self.knows([caption])]
 
     @cached_property
     def about(self) -> dict:
@@ -57,9 +77,19 @@ class Artist:
         return description(self.dataset)
 
     @property
+    def captioned(self) -> bool:
+        """Whether it draws captions; plain DRAW draws from noise alone."""
+        return self.workspace.config.model.caption != "none"
+
+    @property
+    def subject(self) -> str:
+        """What it learned to draw."""
+        return SUBJECTS[self.about["config"]["source"]]
+
+    @property
     def digits(self) -> bool:
-        """Whether it learned from placed digits; else from photographs."""
-        return self.about["config"]["source"] in ("digits", "mnist")
+        """Whether it learned from placed digits, of which there are combinations that training showed or never did."""
+        return self.subject == "placed digits"
 
     @cached_property
     def test(self) -> tuple[list[str], np.ndarray]:

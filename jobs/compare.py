@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from jobs import experiment
 from jobs.arguments import Arguments, absolute, entry, parse
+from jobs.artist import SUBJECTS
 from jobs.workspace import BOUNDED, DRAWLESS, EXPERIMENT, Workspace, computed
 from pipeline import storage
 from pipeline.config import RunConfig, difference, digest_of, from_dict, to_dict
@@ -327,8 +328,7 @@ def _data_of(comparison: Comparison) -> str:
 
 
 def _title(systems: Sequence[Workspace]) -> str:
-    source = systems[0].config.dataset.source
-    return f"{len(systems)} systems on {'photographs' if source == 'coco' else 'placed digits'}"
+    return f"{len(systems)} systems on {SUBJECTS[systems[0].config.dataset.source]}"
 
 
 if __name__ == "__main__":

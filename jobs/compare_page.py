@@ -8,12 +8,13 @@ gets the same captions and the same seed; what a system does not have (steps, at
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.artist import Artist
+from jobs.artist import NUMBERED, Artist
 from jobs.workspace import Workspace
 from pipeline import storage
 from pipeline.config import RunConfig, leaves, to_dict
@@ -22,16 +23,16 @@ from pipeline.recipes import RECIPES, find_recipe
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.figures.html import Card, Charts, Section
+    from pipeline.figures.html import Card, Chart, Charts, Section
     from pipeline.sample import Generated
 
 PAGE = "index.html"
-FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 8, 6  # how many animations, maps, drawings of a caption, captions
-# What training maximises, by the kind of model: not all of it can share an axis
+FILMS, MAPS, NOISES, SIDE, TRIPLES = 6, 3, 4, 6, 6  # how many animations, maps, drawings of a caption, captions
+# What training maximises, by the kind of model, and the metric that has it: not all of it can share an axis
 BOUNDS = {
-    "draw": "lower bound, nats an image",
-    "vae": "bound on a density, nats an image",
-    "captioner": "log p(caption | image), nats",
+    "draw": ("lower bound, nats an image", "bound", 1),
+    "vae": ("bound on a density, nats an image", "bound", 1),
+    "captioner": ("log p(caption | image), nats", "caption", -1),  # its bound has the attention's penalty in it, too
 }
 NOT_SELECTED = "Captions and noise are chosen by a seed, none by its result."
 
@@ -55,18 +56,17 @@ def build_page(
         "All of it on test images that no training saw. ± is a standard error, brackets are 95 % intervals.",
         [Table(markdown, heading, note) for heading, markdown, note in tables],
     )
-    stepwise = next((artist for artist in artists.values() if artist.workspace.config.model.kind == "draw"), None)
     sections = [
         _what_was_run(artists, captioner),
         _main_picture(main),
         *([measured] if tables else []),
-        *(_steps(stepwise) if stepwise else []),
-        *_flips(main),
-        *_new_compositions(main),
+        *_steps(artists),
+        *((*_flips(main), *_new_compositions(main)) if main.captioned else ()),
         *(_side_by_side(artists) if len(artists) > 1 else []),
         *(_sharpening(artists) if len(artists) > 1 else []),
-        *(_text_image_text(main, captioner) if captioner else []),
+        *(_text_image_text(main, captioner) if captioner and main.captioned else []),
         *_learning(artists, captioner),
+        *_believing(artists),
     ]
     path = storage.join(folder, PAGE)
     storage.publish_text(path, render(Page(title, _lead(artists), sections)))
@@ -80,8 +80,9 @@ def names_of(configs: Sequence[RunConfig]) -> list[str]:
     return [config.name if alike[name] > 1 else name for name, config in zip(names, configs, strict=True)]
 
 
-def command_of(config: RunConfig) -> str:
+def command_of(run: Workspace) -> str:
     """The command that makes a run: the recipe that is nearest to it, and what differs."""
+    config = run.config
     wanted = dict(leaves(to_dict(config)))
     near = {}
     for name in RECIPES:
@@ -98,7 +99,7 @@ def command_of(config: RunConfig) -> str:
         else:
             words += [flag, str(value)]
     if config.dataset.source != "digits":
-        words += ["--data", f"data/{'coco' if config.dataset.source == 'coco' else 'mnist'}"]
+        words += ["--data", (run.finished("shard") or {}).get("data") or "DATA"]  # DATA: where nothing says what it was
     return shlex.join([*words, "--out", "out"])
 
 
@@ -129,8 +130,8 @@ def _lead(artists: dict[str, Artist]) -> str:
     main = next(iter(artists.values()))
     size = main.about["config"]
     colour = "colour" if size["channels"] == 3 else "grey"
-    kind = "handwritten digits, placed as their captions say" if main.digits else "images with captions"
-    learned = f"learned to draw from {kind} ({size['size']} x {size['size']}, {colour})"
+    subject = f"{main.subject} with captions" if main.captioned else main.subject
+    learned = f"learned to draw from {subject} ({size['size']} x {size['size']}, {colour})"
     if len(artists) == 1:
         return f"{next(iter(artists))} {learned}."
     return f"{len(artists)} systems {learned}: {', '.join(artists)}."
@@ -159,15 +160,18 @@ def _what_was_run(artists: dict[str, Artist], captioner: Workspace | None) -> Se
     return Section(
         "What was run",
         "The same commands make the same drawings and figures again; a finished stage is skipped.",
-        [Table("\n".join(lines), note=note), Commands([command_of(run.config) for run in runs.values()])],
+        [Table("\n".join(lines), note=note), Commands([command_of(run) for run in runs.values()])],
     )
 
 
 def _main_picture(main: Artist) -> Section:
     from pipeline.figures.html import Cards, Section
 
-    placed = main.digits and main.placed()
-    if placed:
+    if not main.captioned:
+        see = "The model takes no captions: do these look like its training images? Noise is chosen by a seed."
+        return Section("Drawn from noise", see, [Cards(_drawn(main, NUMBERED))])
+    if main.digits:
+        placed = main.placed()
         one, two = placed["one_digit/seen"], placed["two_digits/seen"]
         parts = [
             Cards(_drawn(main, one), "One digit, at places where training showed it"),
@@ -180,12 +184,20 @@ def _main_picture(main: Artist) -> Section:
     return Section("Drawn from captions", see, parts)
 
 
-def _steps(artist: Artist) -> list[Section]:
-    """What came of every step, and the words it attended to."""
+def _steps(artists: dict[str, Artist]) -> list[Section]:
+    """What came of every step, and the words it attended to: of the first system with attention, else the first with steps."""
     from pipeline.figures.html import Film, Films, Map, Section
     from pipeline.text.vocabulary import tokenize
 
-    if artist.digits:
+    stepwise = {name: artist for name, artist in artists.items() if artist.workspace.config.model.kind == "draw"}
+    if not stepwise:
+        return []
+    attending = (name for name, artist in stepwise.items() if artist.workspace.config.model.caption == "align")
+    name = next(attending, next(iter(stepwise)))
+    artist = stepwise[name]
+    if not artist.captioned:
+        captions = NUMBERED[:FILMS]
+    elif artist.digits:
         placed = artist.placed()
         captions = [*placed["one_digit/seen"][:3], *placed["two_digits/seen"][:3]]
     else:
@@ -200,17 +212,21 @@ def _steps(artist: Artist) -> list[Section]:
     lit = " A word lights up as the step looks at it." if weights is not None else ""
     sections = [
         Section(
-            "How a drawing comes about", f"The canvas after each of {canvases.shape[1]} steps.{lit}", [Films(films)]
+            "How a drawing comes about",
+            f"{name}'s canvas after each of {canvases.shape[1]} steps.{lit}",
+            [Films(films)],
         )
     ]
     if weights is not None:
         shown = range(0, len(captions), -(-len(captions) // MAPS))
+        looked = artist.attention([captions[i] for i in shown], shown)
         sections.append(
             Section(
                 "Where it looked while it drew",
-                "Darker cells are words that a step attended to; bars are the mean over the steps. "
+                "Darker cells are words that a step attended to; bars are the mean over the steps of several drawings of the "
+                "caption, the first of which is shown. "
                 "Words that say what and where should stand out from the others.",
-                [Map(words[i], weights[i], canvases[i]) for i in shown],
+                [Map(words[i], every, canvases[i]) for i, every in zip(shown, looked, strict=True)],
             )
         )
     return sections
@@ -247,8 +263,7 @@ def _new_compositions(main: Artist) -> list[Section]:
             first += len(placed[group])
         see = "Training had each of these digits, and the rest of each of these captions, but never together."
         return [Section("Held-out combinations", see, parts)]
-    known = [caption for caption in NOVEL if main.knows([caption])]
-    if not known:
+    if not (known := main.known(NOVEL)):
         return []
     images = _finished(main.draw(known, each=NOISES)).reshape(len(known), NOISES, *main.test[1].shape[1:])
     cards = [Card(caption, _tiles(row, caption)) for caption, row in zip(known, images, strict=True)]
@@ -257,15 +272,21 @@ def _new_compositions(main: Artist) -> list[Section]:
 
 
 def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
-    from pipeline.figures.captions import NOVEL
+    from pipeline.figures.captions import COMPARED, NOVEL
     from pipeline.figures.html import Card, Cards, Section, Tile
 
     main = next(iter(artists.values()))
-    captions, images = main.test
-    true: list[np.ndarray | None] = list(images[: SIDE - 2])
-    more = main.placed()["two_digits/held_out"][:2] if main.digits else [c for c in NOVEL if main.knows([c])][:2]
-    captions = [*captions[: len(true)], *more]
-    true += [None] * len(more)
+    see = "The same seed for all, sharpened where a system has a sharpener."
+    true: list[np.ndarray | None]
+    if any(artist.captioned for artist in artists.values()):
+        captions, images = main.test
+        more = main.placed()["two_digits/held_out"][:2] if main.digits else main.known([*COMPARED, *NOVEL])[:3]
+        captions = [*captions[:SIDE], *more]
+        true = [*images[:SIDE], *[None] * len(more)]
+        new = "held-out combinations" if main.digits else "captions of the paper"
+        see = f"One caption a row. {see}" + (f" Rows without a true image are {new}." if more else "")
+    else:
+        captions, true = NUMBERED[:SIDE], [None] * SIDE
     columns = {name: _finished(artist.draw(captions)) for name, artist in artists.items()}
     cards = []
     for i, caption in enumerate(captions):
@@ -273,9 +294,6 @@ def _side_by_side(artists: dict[str, Artist]) -> list[Section]:
         if true[i] is not None:
             tiles.append(Tile(true[i], f"true image: {caption}", "true image"))
         cards.append(Card(caption, tiles))
-    new = "held-out combinations" if main.digits else "scenes that no photograph shows"
-    see = "One caption a row, the same seed for all, sharpened where a system has a sharpener."
-    see += f" Rows without a true image are {new}." if more else ""
     return [Section("The systems side by side", see, [Cards(cards, above=True)])]
 
 
@@ -324,46 +342,89 @@ def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[S
     from pipeline.figures.html import Section
 
     runs = _runs(artists, captioner)
-    parts = [part for kind, bound in BOUNDS.items() for part in _curves(kind, bound, runs)]
-    see = "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve."
+    parts = [part for kind in BOUNDS for part in _curves(kind, runs)]
+    see = (
+        "Lines are training, marks are validation images; higher is better. Systems without a bound have no curve here."
+    )
     return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []
 
 
-def _curves(kind: str, bound: str, runs: dict[str, Workspace]) -> list[Charts]:
+def _believing(artists: dict[str, Artist]) -> list[Section]:
+    """What the discriminators of LAPGAN's levels and of the sharpeners believed."""
+    from pipeline.figures.html import Charts, Section
+    from pipeline.tracking import history
+
+    charts = []
+    for name, artist in artists.items():
+        for stage, player in (("train", name), ("sharpen", f"{name}'s sharpener")):
+            metrics = history(artist.workspace.stage(stage))
+            for metric in sorted(metrics):
+                if told := re.fullmatch(r"train/(?:level(\d+)/)?real", metric):
+                    label = f"{player}, level {told[1]}" if told[1] else player
+                    charts.append(_belief(label, metrics[metric], metrics[metric.removesuffix("real") + "fake"]))
+    see = (
+        "How sure each discriminator is, on average, that real and generated images are real. Where both lines lie flat at "
+        "0.5 it only guesses, and its generator learns nothing from it; at 1 and 0 it is never fooled."
+    )
+    return [Section("What the discriminators believed", see, [Charts(charts)])] if charts else []
+
+
+def _belief(player: str, real: Sequence[tuple], fake: Sequence[tuple]) -> Chart:
+    """How sure a discriminator was that images are real: (step, seconds, mean probability) of real and of generated ones."""
+    from pipeline.figures.curves import Curve, curves
+    from pipeline.figures.html import Chart
+
+    series = [
+        Curve(name, [(step, value) for step, _, value in points])
+        for name, points in (("real images", real), ("generated images", fake))
+    ]
+    ends = ", ".join(f"{curve.name} {curve.train[-1][1]:.2f}" for curve in series)
+    light, dark = (
+        curves(series, f"steps of {player}", "how sure that it is real", dark, probabilities=True)
+        for dark in (False, True)
+    )
+    return Chart(light, dark, f"How sure the discriminator of {player} was at the end that images are real: {ends}")
+
+
+def _curves(kind: str, runs: dict[str, Workspace]) -> list[Charts]:
     """The systems of one kind over steps and over time."""
     from pipeline.figures.curves import Curve, curves
     from pipeline.figures.html import Chart, Charts
     from pipeline.tracking import history
 
-    told = {
-        name: history(run.stage("train"))
-        for name, run in runs.items()
-        if run.config.model.kind == kind and run.finished("train")
-    }
-    told = {name: metrics for name, metrics in told.items() if metrics.get("train/bound")}
+    label, metric, sign = BOUNDS[kind]
+    told = {}
+    for name, run in runs.items():
+        if run.config.model.kind == kind and run.finished("train"):
+            metrics = history(run.stage("train"))
+            points = [metrics.get(f"{split}/{metric}", []) for split in ("train", "val")]
+            told[name] = [[(step, time, sign * value) for step, time, value in split] for split in points]
+    told = {name: (train, val) for name, (train, val) in told.items() if train}
     if not told:
         return []
-    longest = max(metrics["train/bound"][-1][1] for metrics in told.values())
+    longest = max(train[-1][1] for train, _ in told.values())
     unit, seconds = ("minutes", 60) if longest > 600 else ("seconds", 1)
-    ends = "; ".join(f"{name} ends at {metrics['train/bound'][-1][2]:,.0f}" for name, metrics in told.items())
+    ends = "; ".join(f"{name} ends at {train[-1][2]:,.0f}" for name, (train, _) in told.items())
     charts = []
     for across, place, scale in (("steps", 0, 1), (f"{unit} of training", 1, seconds)):
         series = [
-            Curve(
-                name,
-                *([(p[place] / scale, p[2]) for p in metrics.get(f"{split}/bound", ())] for split in ("train", "val")),
-            )
-            for name, metrics in told.items()
+            Curve(name, *([(point[place] / scale, point[2]) for point in split] for split in splits))
+            for name, splits in told.items()
         ]
-        light, dark = (curves(series, across, bound, dark) for dark in (False, True))
-        charts.append(Chart(light, dark, f"{bound} over {across}: {ends}"))
+        light, dark = (curves(series, across, label, dark) for dark in (False, True))
+        charts.append(Chart(light, dark, f"{label} over {across}: {ends}"))
     return [Charts(charts)]
 
 
 def _drawn(artist: Artist, captions: Sequence[str], images: Sequence[np.ndarray] = (), first: int = 0) -> list[Card]:
-    """A card a caption: its true image where there is one, what was drawn from noise `first` ..., and that sharpened."""
+    """A card a caption: its true image where there is one, what was drawn from noise `first` ..., and that sharpened.
+
+    A model that takes no captions is shown none, and no image belongs to what it draws.
+    """
     from pipeline.figures.html import Card, Tile
 
+    if not artist.captioned:
+        captions, images = NUMBERED[: len(captions)], ()
     drawn = artist.draw(captions, rows=range(first, first + len(captions)))
     columns = {"true image": images} if len(images) else {}
     columns["drawn"] = drawn.images.numpy()

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from jobs.arguments import entry, parse
-from jobs.artist import Artist, checkpoints_of
+from jobs.artist import NUMBERED, Artist, checkpoints_of
 from jobs.compare_page import build_page
 from jobs.workspace import Workspace
 from pipeline import storage
@@ -74,24 +74,27 @@ def _pictures(artist: Artist) -> dict[str, Picture]:
     from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
     from pipeline.figures.sheet import sheet
 
-    sections = _digit_sections(artist) if artist.digits else _photograph_sections(artist)
+    sections = _sections(artist)
     starts = accumulate((len(captions) for _, captions, _ in sections), initial=0)  # every drawing has noise of its own
     sections = [_drawn(artist.draw, start, *section) for start, section in zip(starts, sections, strict=False)]
     name = artist.workspace.config.name
-    note = f"{name} after {artist.step:,} training steps. Captions and noise by seed {artist.seed}, not selected."
-    made: dict[str, Picture] = {"captions": sheet("Drawn from captions", sections, note=note)}
+    given = "Captions and noise" if artist.captioned else "Noise"
+    note = f"{name} after {artist.step:,} training steps. {given} by seed {artist.seed}, not selected."
+    title = f"Drawn from {'captions' if artist.captioned else 'noise'}"
+    made: dict[str, Picture] = {"captions": sheet(title, sections, note=note)}
     captions = [caption for section in sections[:2] for caption in section.captions[:3]]
-    made |= _step_pictures(captions, artist.draw(captions, sharpened=False, steps=True))
+    made |= _step_pictures(captions, artist)
     groups = [group for group in (DIGIT_FLIPS if artist.digits else FLIPS) if artist.knows(group)]
-    return made | (_flip_picture(groups, artist.draw) if groups else {})
+    return made | (_flip_picture(groups, artist.draw) if groups and artist.captioned else {})
 
 
-def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
+def _step_pictures(captions: list[str], artist: Artist) -> dict[str, Picture]:
     """What came of every step, and the words it attended to; nothing of a model that has no steps."""
     from pipeline.figures.heatmap import heatmap
     from pipeline.figures.steps import frames, strip
     from pipeline.text.vocabulary import tokenize
 
+    drawn = artist.draw(captions, sharpened=False, steps=True)
     if drawn.canvases is None:
         return {}
     canvases, words = drawn.canvases.numpy(), [tokenize(caption) for caption in captions]
@@ -101,9 +104,11 @@ def _step_pictures(captions: list[str], drawn: Generated) -> dict[str, Picture]:
         "animation": frames(words, canvases, alignments),
     }
     if alignments is not None:
-        for number, i in enumerate(range(0, len(captions), -(-len(captions) // MAPS)), start=1):
+        shown = range(0, len(captions), -(-len(captions) // MAPS))
+        looked = artist.attention([captions[i] for i in shown], shown)
+        for number, (i, every) in enumerate(zip(shown, looked, strict=True), start=1):
             title = "Where it looked while it drew"
-            made[f"alignment-{number}"] = heatmap(title, words[i], alignments[:, i], canvases[:, i])
+            made[f"alignment-{number}"] = heatmap(title, words[i], every, canvases[:, i])
     return made
 
 
@@ -119,8 +124,15 @@ def _flip_picture(groups: Sequence[Sequence[str]], draw: Callable[..., Generated
     return {"flips": flips("Other words, same noise", shown)}
 
 
+def _sections(artist: Artist) -> list[tuple]:
+    """Headings, captions and, by name, images that are there; what stands for captions of a model that takes none."""
+    if not artist.captioned:
+        return [(f"It learned from {artist.subject}, without captions", NUMBERED, {})]
+    return _digit_sections(artist) if artist.digits else _image_sections(artist)
+
+
 def _digit_sections(artist: Artist) -> list[tuple]:
-    """Headings, captions, no images: seen and held-out combinations of digits and places."""
+    """Seen and held-out combinations of digits and places."""
     groups = artist.placed()
     held_out = groups["one_digit/held_out"][:3] + groups["two_digits/held_out"][:3]
     return [
@@ -130,15 +142,15 @@ def _digit_sections(artist: Artist) -> list[tuple]:
     ]
 
 
-def _photograph_sections(artist: Artist) -> list[tuple]:
-    """Headings, captions, images: captions of the test split with their photographs, and some that no photograph has."""
+def _image_sections(artist: Artist) -> list[tuple]:
+    """Captions of the test split with their images, and some that no photograph has."""
     from pipeline.figures.captions import NOVEL
 
     captions, images = artist.test
-    return [
-        ("Captions of the test split", captions, {"photograph": images}),
-        ("Scenes that no photograph shows", NOVEL, {}),
-    ]
+    sections = [("Captions of the test split", captions, {"true image": images})]
+    if novel := artist.known(NOVEL):
+        sections.append(("Scenes that no photograph shows", novel, {}))
+    return sections
 
 
 def _drawn(draw: Callable[..., Generated], start: int, heading: str, captions: Sequence[str], there: dict) -> Section:

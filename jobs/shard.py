@@ -78,6 +78,7 @@ def _build(arguments: ShardArguments) -> dict:
         tracker.metrics({f"samples.{split}": count for split, count in splits.items()}, 0)
         result = {
             "dataset": manifest.folder,
+            "data": arguments.data,
             "digest": manifest.digest,
             "shards": len(manifest.shards),
             "samples": dict(splits),

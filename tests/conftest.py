@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 
 from pipeline import storage
+from pipeline.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # as training processes have it: more threads sum in another order
@@ -57,14 +58,19 @@ def shared_data() -> Path:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The finished data set of `tiny-aligndraw`, on disk, made in this process: about a hundred drawn digits."""
     from pipeline.recipes import find_recipe
+
+    return make_dataset(str(tmp_path_factory.mktemp("data")), find_recipe("tiny-aligndraw").dataset)
+
+
+def make_dataset(out: str, config: DatasetConfig, data: str | None = None) -> str:
+    """What jobs.shard makes, in this process: the folder."""
     from pipeline.shards.manifest import VOCABULARY, commit, dataset_folder, describe, merge_samples
     from pipeline.shards.write import write_shard
     from pipeline.sources import open_source
     from pipeline.text.vocabulary import Vocabulary
 
-    config = find_recipe("tiny-aligndraw").dataset
-    source = open_source(config, None)
-    folder = dataset_folder(str(tmp_path_factory.mktemp("data")), config, source.digest)
+    source = open_source(config, data)
+    folder = dataset_folder(out, config, source.digest)
     describe(folder, config, source.digest, source.facts)
     for plan in source.plan:
         write_shard(folder, plan, source)

@@ -96,6 +96,7 @@ def test_verifying_fails_with_the_names_of_damaged_shards_and_the_job_mends_them
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     built = shard.main(words(coco, tmp_path / "out"))
+    assert built["data"] == str(coco)
     assert shard.main(words(coco, tmp_path / "out", "--verify"))["damaged"] == 0
     path = Path(built["dataset"], "train-00001.tar")
     content = bytearray(path.read_bytes())

@@ -24,8 +24,11 @@ class Curve:
     validation: Sequence[tuple[float, float]] = ()
 
 
-def curves(series: Sequence[Curve], across: str, up: str, dark: bool = False) -> str:
-    """An SVG for a page with a light or a dark ground, equal for equal points; readable at 340 pixels."""
+def curves(series: Sequence[Curve], across: str, up: str, dark: bool = False, probabilities: bool = False) -> str:
+    """An SVG for a page with a light or a dark ground, equal for equal points; readable at 340 pixels.
+
+    probabilities: the axis goes from 0 to 1 whatever the values are, so that a line at 0.5 is seen to be there.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -40,19 +43,23 @@ def curves(series: Sequence[Curve], across: str, up: str, dark: bool = False) ->
             axes.plot(x, y, color=colour, lw=1.4, label=curve.name, alpha=0.9, marker="." if len(x) == 1 else None)
             if curve.validation:
                 axes.plot(*zip(*curve.validation, strict=True), "o--", color=colour, ms=4, lw=0.8)
-        axes.set_ylim(*window([y for curve in series for _, y in (*curve.train, *curve.validation)]))
+        if probabilities:
+            axes.set_ylim(-0.03, 1.03)
+            axes.set_yticks((0, 0.25, 0.5, 0.75, 1))
+        else:
+            axes.set_ylim(*window([y for curve in series for _, y in (*curve.train, *curve.validation)]))
         axes.set_xlabel(across, color=soft)
         axes.set_ylabel(up, color=soft)
         axes.tick_params(colors=soft, which="both", labelsize=9, length=3)
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.locator_params(axis="x", nbins=5)
         axes.grid(color=line, lw=0.6)
         axes.set_axisbelow(True)
         for side, spine in axes.spines.items():
             spine.set_visible(side == "bottom")
             spine.set_color(line)
-        axes.legend(frameon=False, labelcolor=ink, fontsize=9, loc="lower right")
+        axes.legend(frameon=False, labelcolor=ink, fontsize=9, loc="best" if probabilities else "lower right")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 

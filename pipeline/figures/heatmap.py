@@ -1,4 +1,4 @@
-"""Which words a drawing step looked at: alignments as a map of words x steps, and the mean over the steps."""
+"""Which words a drawing step looked at: alignments as a map of words x steps, and the mean over steps and drawings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ ROW = 40  # height of a word's row
 BAR = 200  # longest bar of the means
 
 
-def heatmap(title: str, words: Sequence[str], alignment: np.ndarray, canvases: np.ndarray) -> Image.Image:
-    """words (N), alignment (T, N) with rows that sum to 1, canvases (T, C, H, W) -> one map, under the canvas of each step."""
-    steps, mean = len(alignment), alignment[:, : len(words)].mean(0)
+def heatmap(title: str, words: Sequence[str], alignments: np.ndarray, canvases: np.ndarray) -> Image.Image:
+    """words (N), alignments (K, T, N) with rows that sum to 1, canvases (T, C, H, W) -> one map, under the canvas of each step.
+
+    The map is that of the first of K drawings of the caption, whose canvases are given; the means are over all of them.
+    """
+    alignment, mean = alignments[0], alignments[..., : len(words)].mean((0, 1))
+    steps = len(alignment)
     cell = max(12, min(96, 1_000 // steps))
     shown = [step for step in range(steps) if cell >= 72 or step % -(-72 // cell) == 0]  # canvases need room
     names = max(page.width_of(word) for word in words) + 2 * GAP
@@ -49,7 +53,7 @@ def heatmap(title: str, words: Sequence[str], alignment: np.ndarray, canvases: n
         page.write(draw, (right + long + 8, y + 6), [page.plain(f"{100 * mean[row]:.0f} %", SOFT)], LABEL)
     bottom = table + len(words) * ROW
     draw.line((left, bottom + 2, left + steps * cell - 3, bottom + 2), LINE, 2)
-    note = f"darkest cell: {100 * brightest:.0f} % of a step's attention"
+    note = f"darkest cell: {100 * brightest:.0f} % of a step's attention; bars: mean of {len(alignments)} drawings"
     page.write(draw, (left, bottom + 8), [page.plain(note, SOFT, "italic")], LABEL)
     page.write(draw, (right, table - round(1.35 * LABEL)), [page.plain("mean over steps", SOFT, "italic")], LABEL)
     return picture

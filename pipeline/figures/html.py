@@ -115,15 +115,16 @@ class Films:
 
 @dataclass(frozen=True)
 class Map:
-    """Which words each step looked at: a row a word, a column a step, and the mean over the steps."""
+    """Which words each step of a drawing looked at: a row a word, a column a step; the mean over steps and drawings."""
 
     words: Sequence[str]
-    alignment: np.ndarray  # (T, >= N), rows sum to 1
-    canvases: np.ndarray  # (T, C, H, W) in [0, 1]
+    alignments: np.ndarray  # (K, T, >= N) of K drawings of the caption, rows sum to 1; the map is that of the first
+    canvases: np.ndarray  # (T, C, H, W) in [0, 1], of the first
 
     def lines(self, sheet: list[str]) -> Iterator[str]:
-        weights = self.alignment[:, : len(self.words)]
-        steps, mean, least = len(weights), weights.mean(0), FULL / len(self.words)
+        every = self.alignments[..., : len(self.words)]
+        weights, mean, least = every[0], every.mean((0, 1)), FULL / len(self.words)
+        steps = len(weights)
         full, longest = max(float(weights.max()), least), max(float(mean.max()), least)
         span = -(-steps // COLUMNS)
         ends = [min(start + span, steps) for start in range(0, steps, span)]  # steps whose canvases are shown
@@ -141,7 +142,8 @@ class Map:
             average = f'<td class="mean {_share(mean[place] / longest)}">{100 * mean[place]:.0f} %</td>'
             yield f'<tr><th scope="row">{text(word)}</th>{cells}{average}</tr>'
         yield "</tbody></table></div>"
-        yield f'<p class="note">Full colour is {100 * full:.0f} % of a step\'s attention.</p>'
+        means = f" Bars are means over {len(every)} drawings of the caption."
+        yield f'<p class="note">Full colour is {100 * full:.0f} % of a step\'s attention.{means}</p>'
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def everything(say: str) -> Page:
     parts = [
         *[Cards(cards, say, above) for above in (True, False)],
         Films([Film(words, canvases, alignment), Film(words, canvases)]),
-        Map(words, alignment, canvases),
+        Map(words, alignment[None], canvases),
         Table(table, say, say),
         Commands([say], say),
         Charts([chart], say),
@@ -133,7 +133,7 @@ def test_a_map_has_a_cell_for_every_word_and_step_and_few_canvases(steps: int, c
     alignment = np.zeros((steps, 5))  # two columns of padding
     alignment[:, 1] = 0.9
     alignment[:, 2] = 0.1
-    part = Map("a red bus".split(), alignment, GENERATOR.random((steps, 1, 6, 6)))
+    part = Map("a red bus".split(), alignment[None], GENERATOR.random((steps, 1, 6, 6)))
     seen = Seen(render(Page("t", "l", [Section("h", "s", [part])])))
     assert len(seen.named("img")) == columns
     assert sum(int(tag["colspan"]) for tag in seen.named("th") if "colspan" in tag) == steps
@@ -146,9 +146,17 @@ def test_a_map_has_a_cell_for_every_word_and_step_and_few_canvases(steps: int, c
     ]
 
 
+def test_the_weight_of_a_word_is_the_mean_of_several_drawings_and_the_map_is_the_first_one() -> None:
+    alignments = np.array([[[1.0, 0], [1, 0]], [[0, 1], [0.5, 0.5]]])  # (drawings, steps, words)
+    part = Map(["a", "bus"], alignments, GENERATOR.random((2, 1, 6, 6)))
+    seen = Seen(render(Page("t", "l", [Section("h", "s", [part])])))
+    assert [tag["title"] for tag in seen.named("td") if "title" in tag] == ["100 %", "100 %", "0 %", "0 %"]
+    assert "62 %" in seen.words and "38 %" in seen.words and "means over 2 drawings" in seen.words
+
+
 def test_words_that_are_all_alike_have_no_full_colour() -> None:
     words = [f"w{i}" for i in range(12)]
-    part = Map(words, np.full((2, 12), 1 / 12), GENERATOR.random((2, 1, 6, 6)))
+    part = Map(words, np.full((1, 2, 12), 1 / 12), GENERATOR.random((2, 1, 6, 6)))
     seen = Seen(render(Page("t", "l", [Section("h", "s", [part])])))
     assert {tag["class"] for tag in seen.named("td") if "title" in tag} == {"s7"}
 
@@ -164,6 +172,15 @@ def test_curves_are_the_same_svg_twice_and_another_one_in_the_dark() -> None:
         curves(several, "s", "n", True),
     )
     assert one == again != dark and one.lstrip().startswith("<?xml") and len(one) < 100_000
+
+
+def test_an_axis_of_probabilities_shows_all_of_them_and_one_of_nats_as_much_as_it_needs() -> None:
+    def numbers(*levels: float, **options: bool) -> list[str]:
+        svg = curves([Curve("a", [(step, level) for step in range(9) for level in levels])], "steps", "up", **options)
+        return [said for said in re.findall("<!-- (.*?) -->", svg) if said not in ("steps", "up", "a")][-5:]
+
+    assert numbers(0.5, probabilities=True) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert len(set(numbers(-2.1, -2.4))) == 5, "two ticks say the same number"
 
 
 def test_a_long_line_is_thinned_to_means_and_the_first_steps_leave_the_window() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.figures import page
-from pipeline.figures.captions import DIGIT_FLIPS, FLIPS
+from pipeline.figures.captions import COMPARED, DIGIT_FLIPS, FLIPS, NOVEL
 from pipeline.figures.flips import flips, marked
 from pipeline.figures.heatmap import heatmap
 from pipeline.figures.sheet import Section, sheet
@@ -83,7 +83,7 @@ def test_the_map_darkens_with_attention(steps: int) -> None:
     alignment = np.full((steps, 14), 0.0)  # two columns of padding
     alignment[:, 3] = 0.9
     alignment[:, 7] = 0.1
-    picture = heatmap("Title", WORDS, alignment, images(steps))
+    picture = heatmap("Title", WORDS, alignment[None], images(steps))
     accent = np.asarray(Image.new("RGB", (1, 1), page.ACCENT))[0, 0]
     rows = np.flatnonzero((np.asarray(picture) == accent).all(2).sum(1) > 20 * 1.5)
     assert len(rows) > 20 and rows.max() - rows.min() < 8 * 40  # the cells of word 4 and the bars of words 4 and 8
@@ -100,6 +100,33 @@ def test_only_the_words_that_differ_are_marked() -> None:
     assert changed("a cat", "a cat") == [[], []]
     for group in (*FLIPS, *DIGIT_FLIPS):
         assert all(changed(*group)), group
+
+
+def test_every_caption_of_the_paper_is_drawn() -> None:
+    """Section 5.1 and the talk, as shared/paper.md (5) gives them."""
+    for caption in [
+        "a stop sign is flying in blue skies",
+        "a herd of elephants flying in the blue skies",
+        "a toilet seat sits open in the grass field",
+        "a person skiing on sand clad vast desert",
+        "a pale yellow school bus is flying in blue skies",
+    ]:
+        assert f"{caption} ." in NOVEL
+    for caption in [
+        "a group of people walk on a beach with surf boards",
+        "a large commercial airplane flying in blue skies",
+    ]:
+        assert f"{caption} ." in COMPARED
+    for words, caption in {
+        "yellow red green blue": "a {} school bus parked in a parking lot",
+        "clear blue rainy": "a very large commercial plane flying in {} skies",
+        "dry green": "a herd of elephants walking across a {} grass field",
+        "cat dog": "a vintage photo of a {}",
+        "desert forest": "a rider on the blue motorcycle in the {}",
+        "beach sun": "a surfer , a woman , and a child walk on the {}",
+    }.items():
+        assert tuple(f"{caption.format(word)} ." for word in words.split()) in FLIPS
+    assert ("the chocolate desert is on the table .", "a bowl of bananas is on the table .") in FLIPS
 
 
 def test_flips_show_a_row_a_caption() -> None:
