@@ -14,8 +14,8 @@ from jobs.arguments import Arguments, parse
 from jobs.workspace import STAGES, Workspace
 
 MADE = {
-    "shard": {"digest": "abc"},
-    "train": {"checkpoint_step": 8, "validation_bound": -2.0},
+    "shard": {"dataset": "shards", "digest": "abc"},
+    "train": {"dataset": "shards", "checkpoint_step": 8, "validation_bound": -2.0},
     "sharpen": {},
     "evaluate": {"metrics": {"test/bound": -3.0}, "table": "| table |"},
     "figures": {"picture": "captions.png", "page": "index.html"},
@@ -64,6 +64,19 @@ def test_what_is_done_is_skipped_and_what_is_stale_is_made_anew(tmp_path: Path, 
     assert made == [*STAGES, "sharpen", "evaluate", "figures"]
     experiment.main([*words, "--fresh"])
     assert made == [*STAGES, "sharpen", "evaluate", "figures", *STAGES]
+
+
+def test_training_that_was_done_alone_on_the_same_shards_is_kept(tmp_path: Path, made: list[str]) -> None:
+    words, run = ["tiny-aligndraw", "--out", str(tmp_path)], tmp_path / "runs" / "tiny-aligndraw"
+    experiment.main(words)
+    (run / "shard" / "result.json").unlink()  # as after jobs.train, which needs shards but no such stage of its own
+    experiment.main(words)
+    assert made == [*STAGES, "shard"]
+    (run / "shard" / "result.json").unlink()
+    trained = run / "train" / "result.json"
+    trained.write_text(json.dumps(json.loads(trained.read_text()) | {"dataset": "another"}))
+    experiment.main(words)
+    assert made == [*STAGES, "shard", *STAGES]
 
 
 @pytest.mark.parametrize(
