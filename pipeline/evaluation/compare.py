@@ -73,7 +73,7 @@ def ranking_gaps(
 def value_gaps(first: Values, other: Values, figures: Mapping[str, float], seed: int = 0) -> dict[str, Gap]:
     """Of two evaluations with equal settings on one data set: the differences of all that both measured, other minus first.
 
-    Bounds by image, rankings by query, similarities by caption, the judge's verdicts by drawing. `figures` of the first tell
+    Bounds by image, rankings by query, similarities by caption, the judge's verdicts by caption. `figures` of the first tell
     how many candidates a ranking had.
     """
     gaps = {}

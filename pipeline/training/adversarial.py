@@ -238,7 +238,8 @@ def take_step(
     ranks: Ranks = ALONE,
     stop: bool = False,
 ) -> tuple[bool, dict[str, float]]:
-    """One update of each side on this rank's rows, whose samples `keys` name; raises NotFinite, on all ranks, before the update that would spread it.
+    """One update of each side on this rank's rows, whose samples `keys` name; raises NotFinite, on all ranks, before the
+    update that would spread it.
 
     Returns whether any rank wants to stop, and means over the global batch: the two losses in nats, the squared error of an
     image, what the generator changed of a pixel (0: it has died), and how sure the discriminator is that real and
