@@ -34,12 +34,8 @@ from pipeline.training.state import TrainState
 FORMAT = 1  # raised when an older version could not read what a newer one writes
 META, WEIGHTS, OPTIMIZERS = "meta.json", "weights.pt", "optimizers.pt"
 SAFE = "weights.safetensors"  # the weights of an exported checkpoint, which has no optimizers
-POSITION = (
-    "step",
-    "best",
-    "worse",
-    "measured",
-)  # of a TrainState, besides its networks; the first versions had no `measured`
+# Of a TrainState, besides its networks and optimizers. The first versions had no `measured`.
+POSITION = ("step", "best", "worse", "measured")
 KEEP = 2  # latest checkpoints kept, besides the best one
 
 

@@ -73,18 +73,16 @@ def bound_table(systems: Sequence[System]) -> Table:
 
 def retrieval_table(systems: Sequence[System]) -> Table:
     """The paper's table of retrieval and similarity."""
-    cuts = _cuts(systems)
+    cuts, chance = _cuts(systems), _chance(systems)
     head = ["system", *(f"R@{k}" for k in cuts), "median rank", "SSI", "SSI, sharpened"]
     head += ["published on COCO: R@1 / 5 / 10 / 50", "published on COCO: median rank", "published on COCO: SSI"]
     rows = []
     for system in systems:
-        ranked = [_share(system.figures, f"retrieval/r_at_{k}") for k in cuts]
-        ranked += [_between(system.figures, "retrieval/median_rank")]
+        ranked = _ranking(system.figures, "retrieval/", cuts)
         alike = [_spread(system.figures, name) for name in ("ssi", "ssi/sharpened")]
         rows.append([system.name, *ranked, *alike, *_published_ranking(system.published)])
-    if chance := _chance(systems):
-        levels = [_percent(chance[f"retrieval/chance/r_at_{k}"]) for k in cuts]
-        rows.append(["chance", *levels, f"{chance['retrieval/chance/median_rank']:.1f}"])
+    if chance:
+        rows.append(["chance", *_chance_levels(chance, "retrieval/", cuts)])
     candidates, queries = (round(chance.get(f"retrieval/{name}", 0)) for name in ("candidates", "queries"))
     note = (
         f"R@k: % of {queries:,} test captions whose image is among the first k of {candidates}: the true image and those "
@@ -101,19 +99,13 @@ def ways_table(systems: Sequence[System]) -> Table:
     cuts = [k for k in _cuts(systems) if k in (1, 10)]
     head = ["system", "ranked by", *(f"R@{k}" for k in cuts), "median rank"]
     rows = [
-        [
-            system.name,
-            label,
-            *(_share(system.figures, f"retrieval/{way}r_at_{k}") for k in cuts),
-            _between(system.figures, f"retrieval/{way}median_rank"),
-        ]
+        [system.name, label, *_ranking(system.figures, f"retrieval/{way}", cuts)]
         for system in systems
         for way, label in WAYS.items()
         if f"retrieval/{way}median_rank" in system.figures
     ]
     if chance := _chance(systems):
-        levels = [_percent(chance[f"retrieval/chance/r_at_{k}"]) for k in cuts]
-        rows.append(["chance", "nothing", *levels, f"{chance['retrieval/chance/median_rank']:.1f}"])
+        rows.append(["chance", "nothing", *_chance_levels(chance, "retrieval/", cuts)])
     note = (
         "What dividing by the ease of an image does: some images are likely under every caption, and p(x given y) alone finds "
         "those. An image stands amid its own neighbours, so a score that says nothing of the caption need not rank it like "
@@ -124,25 +116,19 @@ def ways_table(systems: Sequence[System]) -> Table:
 
 def full_table(systems: Sequence[System]) -> Table | None:
     """The same queries among all images that were measured; None where no system was ranked so."""
-    ranked = [system for system in systems if "retrieval/full/median_rank" in system.figures]
-    if not ranked:
+    way = "retrieval/full/"
+    if not (chance := _chance(systems, way)):
         return None
-    some = ranked[0].figures
-    cuts = [k for k in (1, 5, 10, 50) if f"retrieval/full/chance/r_at_{k}" in some]
+    cuts = _cuts(systems, way)
     rows = [
-        [
-            system.name,
-            *(_share(system.figures, f"retrieval/full/r_at_{k}") for k in cuts),
-            _between(system.figures, "retrieval/full/median_rank"),
-            _between(system.figures, "retrieval/full/plain/median_rank"),
-        ]
-        for system in ranked
+        [system.name, *_ranking(system.figures, way, cuts), _between(system.figures, f"{way}plain/median_rank")]
+        for system in systems
+        if f"{way}median_rank" in system.figures
     ]
-    levels = [_percent(some[f"retrieval/full/chance/r_at_{k}"]) for k in cuts]
-    middle = f"{some['retrieval/full/chance/median_rank']:.1f}"
-    rows.append(["chance", *levels, middle, middle])
+    levels = _chance_levels(chance, way, cuts)
+    rows.append(["chance", *levels, levels[-1]])
     note = (
-        f"As above, among all {round(some['retrieval/full/candidates']):,} images whose caption is another, not only those "
+        f"As above, among all {round(chance[f'{way}candidates']):,} images whose caption is another, not only those "
         "that look most alike. The paper ranks shortlists alone."
     )
     head = ["system", *(f"R@{k}" for k in cuts), "median rank", "median rank by p(x given y)"]
@@ -190,7 +176,7 @@ def faithfulness_table(systems: Sequence[System]) -> Table:
     ):
         rows.append(["the judge on real canvases", label, "", "", "", _share(judge, f"judge/{name}")])
     note = (
-        "% of drawings ± standard error that a classifier of real placed digits reads as their caption says: as many digits, "
+        "% of drawings, mean over captions ± standard error, that a classifier of real placed digits reads as they say: as many digits, "
         "the same digits wherever they are, something at the right places and nowhere else, all of it. Held out: captions "
         "with a digit where no training caption names it; of one digit, no training image shows it there either."
     )
@@ -208,10 +194,9 @@ def telling_table(told: Mapping[str, Mapping[str, float]], captions: int) -> Tab
     for shown, figures in told.items():
         cells = []
         for way in ("", "ratio/"):
-            cells += [_share(figures, f"{way}r_at_{k}") for k in cuts] + [_between(figures, f"{way}median_rank")]
+            cells += _ranking(figures, way, cuts)
         rows.append([shown, *cells])
-    chance = [*(_percent(some[f"chance/r_at_{k}"]) for k in cuts), f"{some['chance/median_rank']:.1f}"]
-    rows.append(["chance", *chance, *chance])
+    rows.append(["chance", *2 * _chance_levels(some, "", cuts)])
     note = (
         f"Of {captions:,} test captions, each drawn once: where a captioner that was trained on real images ranks the true "
         f"caption among {round(some['candidates']) - 1} others, given the drawing; by its log p(caption given image), and by "
@@ -291,12 +276,22 @@ def _published_ranking(row: Published | None) -> list[str]:
     return [recalls, _number(row.median_rank, "{}"), f"{row.ssi:g} ± {row.ssi_std:.2f}"]
 
 
-def _cuts(systems: Sequence[System]) -> list[int]:
+def _ranking(figures: Mapping[str, float], way: str, cuts: Sequence[int]) -> list[str]:
+    """R@k and the median rank by one way to rank."""
+    return [*(_share(figures, f"{way}r_at_{k}") for k in cuts), _between(figures, f"{way}median_rank")]
+
+
+def _chance_levels(figures: Mapping[str, float], way: str, cuts: Sequence[int]) -> list[str]:
+    """What chance gives in their place."""
+    return [*(_percent(figures[f"{way}chance/r_at_{k}"]) for k in cuts), f"{figures[f'{way}chance/median_rank']:.1f}"]
+
+
+def _cuts(systems: Sequence[System], way: str = "retrieval/") -> list[int]:
     """The k of which there is an R@k."""
-    chance = _chance(systems)
-    return [k for k in (1, 5, 10, 50) if not chance or f"retrieval/chance/r_at_{k}" in chance]
+    chance = _chance(systems, way)
+    return [k for k in (1, 5, 10, 50) if not chance or f"{way}chance/r_at_{k}" in chance]
 
 
-def _chance(systems: Sequence[System]) -> Mapping[str, float]:
-    """The figures of a system that ranks: what chance gives is the same for all."""
-    return next((s.figures for s in systems if "retrieval/chance/median_rank" in s.figures), {})
+def _chance(systems: Sequence[System], way: str = "retrieval/") -> Mapping[str, float]:
+    """The figures of a system that ranks so: what chance gives is the same for all."""
+    return next((s.figures for s in systems if f"{way}chance/median_rank" in s.figures), {})

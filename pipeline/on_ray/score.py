@@ -262,8 +262,7 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
     values |= _joined(first["ssi"])
     figures = {"test/images": images, **_means(values), **_rankings(values, candidates, settings.seed)}
     if judge is not None:
-        asked = {name: wanted(captions, about["facts"]) for name, captions in groups.items()}
-        verdicts, known = _judge_drawings(judge, groups, asked, first)
+        verdicts, known = _judge_drawings(judge, groups, about["facts"], first)
         values |= verdicts
         figures |= known
     return Measured({name: float(value) for name, value in figures.items() if np.isfinite(value)}, values)
@@ -328,19 +327,19 @@ def drawn_shares(
 
 
 def _judge_drawings(
-    judge: bytes, groups: dict[str, list[str]], asked: dict[str, np.ndarray], drawings: dict[str, list]
+    judge: bytes, groups: dict[str, list[str]], facts: dict, drawings: dict[str, list]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Of each group's captions the share of their drawings that show what is asked for (n, P), and the judge's own figures.
+    """Of each group's captions the share of their drawings that show what they ask for, and the judge's own figures.
 
     A share is one of captions, not of drawings: those of a caption are right or wrong together.
     """
     reader, known = judges.from_bytes(judge)
     values, figures = {}, {f"judge/{name}": value for name, value in known.items()}
     for name, captions in groups.items():
-        which = np.unique(captions, return_inverse=True)[1]
+        which, asked = np.unique(captions, return_inverse=True)[1], wanted(captions, facts)
         for kind in drawings[name][0]:
             drawn = np.concatenate([part[kind] for part in drawings[name]])
-            for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked[name]).items():
+            for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
                 shares = np.bincount(which, right) / np.bincount(which)
                 tally, name_of = Tally.of(shares), f"drawn/{kind}{name}/{verdict}"
                 values[name_of] = shares
