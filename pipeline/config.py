@@ -27,6 +27,7 @@ _RULES = {
     "size": "an image side is a whole number of pixels, at least 4",
     "channels": "images have 1 (grey) or 3 (colour) channels",
     "train": "a split has at least one sample",
+    "wordings": "from 1, the paper's, to 4",
     "samples_per_shard": "a shard holds at least one sample",
     "captions": "each image keeps at least one caption",
     "max_rejected": "it is a share between 0 and 1",
@@ -36,6 +37,7 @@ _RULES = {
     "values": "words are the values of an attention: only with --model.caption align",
     "where": "0, or fewer units than the generator has",
     "align_where": "only with --model.where above 0 and --model.caption align",
+    "dropout": "0, or with --model.caption align a share below 1",
     "lr": "a learning rate is above 0",
     "batch": "the global batch divides among the workers (and their accumulation steps): a multiple of workers x accumulate",
     "graph": "every step of a graph has the same shapes: only with --train.words above 0 and --train.accumulate 1",
@@ -76,6 +78,8 @@ class DatasetConfig:
     """Drawn samples in the training split (digits, mnist); COCO takes what is there."""
     val: int = 1_000
     test: int = 1_000
+    wordings: int = 1
+    """In how many ways the training captions say the same (digits, mnist), up to 4; 1: the paper's."""
     samples_per_shard: int = 512
     captions: int = 5
     """First captions of an image that are kept (coco)."""
@@ -90,6 +94,7 @@ class DatasetConfig:
             size=self.size >= 4,
             channels=self.channels in (1, 3),
             train=min(self.train, self.val, self.test) >= 1,
+            wordings=1 <= self.wordings <= 4,
             samples_per_shard=self.samples_per_shard >= 1,
             captions=self.captions >= 1,
             max_rejected=0 <= self.max_rejected <= 1,
@@ -124,6 +129,8 @@ class DrawConfig:
     """Generator units that decide only where to look and paint, and leave what to paint to the others; 0: all decide both."""
     align_where: bool = False
     """Those units have an attention of their own, instead of being told what the others are told."""
+    dropout: float = 0.0
+    """Share of the units of a caption's word states that are left out, drawn anew for each caption and training step."""
     reverse: Literal["words", "batch"] = "words"
     """What the backward caption LSTM reverses: a caption's words, or, by a slip of the authors' code, the batch's captions."""
     align: int = 512
@@ -144,6 +151,7 @@ class DrawConfig:
             values=self.values == "states" or self.caption == "align",
             where=0 <= self.where < self.generator,
             align_where=not self.align_where or (self.where > 0 and self.caption == "align"),
+            dropout=self.dropout == 0 or (0 < self.dropout < 1 and self.caption == "align"),
         )
 
 

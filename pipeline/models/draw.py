@@ -9,7 +9,9 @@ differ only in the sentence vector s_t a step receives.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -99,6 +101,8 @@ class DrawModel(CaptionModel):
     values="words" is ours: the word states h^lang lead attention, but what it adds up are vectors of the words alone, as in
     Russin et al. 2019 (arXiv 1904.09708). A word's state can carry its whole caption; what reaches the canvas then cannot.
 
+    dropout > 0 is ours too: in training a caption's attention is led by some of the units of its words' states only.
+
     prior="standard" is DRAW's: in (5) every P(z_t) = N(0, I).
 
     where > 0 is ours as well: h^gen is two LSTMs side by side. Its last units make the windows of (2) and (8), the others the
@@ -110,7 +114,6 @@ class DrawModel(CaptionModel):
     def __init__(self, config: DrawConfig, vocabulary: int, size: int, channels: int):
         super().__init__()
         self.config, self.size, self.channels = config, size, channels
-        self.noise_shape = (config.steps, config.latent)
         encoder, generator = config.encoder, config.generator
         if config.caption == "none":  # plain DRAW: every caption is the same vector, 0
             self.language, sentence = None, 1
@@ -123,6 +126,10 @@ class DrawModel(CaptionModel):
         self.align = Align(sentence, generator, config.align) if config.caption == "align" else None
         self.align_where = Align(sentence, generator, config.align) if config.align_where else None
         self.value_words = nn.Embedding(vocabulary, sentence) if config.values == "words" else None
+
+        # what decides which units are left out is noise like any other: rows of it below those of the latent vectors
+        dropped = math.ceil(sentence / config.latent) if config.dropout else 0
+        self.noise_shape = (config.steps + dropped, config.latent)
 
         self.read_window = nn.Linear(generator, 5)
         self.encoder = LSTMCell(encoder)
@@ -183,9 +190,14 @@ class DrawModel(CaptionModel):
     # ---- the two ways to run them
 
     def reconstruct(self, batch: Batch, noise: Tensor) -> tuple[Terms, Tensor]:
-        """One sample of Q: noise (B, T, Z) -> losses recon, kl (B,) in nats, and sigmoid(c_T) (B, C, H, W)."""
+        """One sample of Q: noise (B, T, Z) -> losses recon, kl (B,) in nats, and sigmoid(c_T) (B, C, H, W).
+
+        With dropout the noise has rows below T; in training they say which units of the word states are left out.
+        """
         image = to_rows(batch.images)
-        caption, weights = self._caption(batch.words, batch.keep, batch.sentence), self._weights(infer=True)
+        noise, spare = noise[:, : self.config.steps], noise[:, self.config.steps :]
+        caption = self._caption(batch.words, batch.keep, batch.sentence, spare if self.training else None)
+        weights = self._weights(infer=True)
         drawing = self._blank(len(batch), weights)
         means, log_stds, hiddens = [], [], []
         for epsilon in noise.unbind(1):
@@ -213,7 +225,7 @@ class DrawModel(CaptionModel):
         caption, weights = self._caption(words, keep, sentence), self._weights(infer=False)
         drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
-        for index, latent in enumerate(noise.unbind(1)):
+        for index, latent in enumerate(noise[:, : self.config.steps].unbind(1)):
             if index > 0 and self.prior is not None:
                 mean, log_std = self.prior_of(drawing.views.prior)
                 latent = mean + log_std.exp() * latent
@@ -238,15 +250,26 @@ class DrawModel(CaptionModel):
             return sentence
         return mean_of_words(self.language(words, keep) if self.value_words is None else self.value_words(words), keep)
 
-    def _caption(self, words: Tensor, keep: Tensor, sentence: Tensor | None) -> Caption:
+    def _caption(self, words: Tensor, keep: Tensor, sentence: Tensor | None, spare: Tensor | None = None) -> Caption:
         if sentence is None and self.config.caption == "skipthought":
             raise ValueError("this model draws from sentence vectors (caption = skipthought): the batch has none")
         if sentence is None and self.align is not None:
             states = self.language(words, keep)
+            if self.config.dropout and spare is not None:
+                states = states * self._kept(spare)
             values = states if self.value_words is None else self.value_words(words)
             apart = None if self.align_where is None else self.align_where.U(states)
             return Caption(values=values, projected=self.align.U(states), projected_where=apart, keep=keep)
         return Caption(fixed=self.generator_sentence(self.describe(words, keep, sentence)))
+
+    def _kept(self, spare: Tensor) -> Tensor:
+        """Normal noise (B, rows, Z) -> (B, 1, M): 0 for the units left out, for the others what keeps the mean.
+
+        Choice: the same units at all words of a caption (Gal and Ghahramani 2016, arXiv 1512.05287), else what is left out
+        of one word's state stands in its neighbours'.
+        """
+        dropout, width = self.config.dropout, self.sentence_width
+        return (spare.flatten(1)[:, None, :width] > NormalDist().inv_cdf(dropout)) / (1 - dropout)
 
     def _weights(self, infer: bool) -> Weights:
         """The matrices of a pass: those that see the generator state as one, the others by name."""

@@ -8,6 +8,8 @@ packaged handwritten digits (8x8, enlarged). The splits use disjoint source digi
 
 Choice: each template and slot holds out exactly one digit; the authors draw from 0 to 10, where 10 bans nothing.
 Choice: on canvases other than 60x60 everything scales with the side.
+Choice: with dataset.wordings above 1 the training split says the same in other words too; what is held out stays held out
+in all of them, and the other splits and the captions that are judged have the authors' words only.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pipeline.sources.source import below, check_folder, cut_into_shards, random
 
 CANVAS = 60  # pixels; the numbers below are the authors' for this side
 DIGIT = 28
-WORDS_A_SAMPLE = 8  # random numbers of a sample: template, two digits, two rows, two columns, one spare
+WORDS_A_SAMPLE = 8  # random numbers of a sample: template, two digits, two rows, two columns, wording
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,32 @@ class Template:
     """A caption with a gap for each digit, and where each of them is drawn."""
 
     name: str  # the place of the first digit
-    text: str
+    wordings: tuple[str, ...]  # the authors' first
     places: tuple[str, ...]  # of each slot, names of PLACES
     shared: str = ""  # what two digits have in common: "row" or "column"
 
-    def caption(self, digits: Sequence[int]) -> str:
-        return self.text.format(*digits)
+    def caption(self, digits: Sequence[int], wording: int = 0) -> str:
+        return self.wordings[wording].format(*digits)
 
 
 def _pair(name: str, other: str, words: str, shared: str) -> Template:
-    return Template(name, f"the digit {{}} is {words} of the digit {{}} .", (name, other), shared)
+    wordings = (
+        f"the digit {{0}} is {words} of the digit {{1}} .",
+        f"{words} of the digit {{1}} is the digit {{0}} .",
+        f"there is a {{0}} {words} of a {{1}} .",
+        f"an image of a {{1}} with a {{0}} {words} .",
+    )
+    return Template(name, wordings, (name, other), shared)
 
 
 def _corner(name: str) -> Template:
-    return Template(name, f"the digit {{}} is at the {name} of the image .", (name,))
+    wordings = (
+        f"the digit {{0}} is at the {name} of the image .",
+        f"at the {name} of the image is the digit {{0}} .",
+        f"there is a {{0}} at the {name} of the image .",
+        f"an image with a {{0}} at the {name} .",
+    )
+    return Template(name, wordings, (name,))
 
 
 TEMPLATES = (
@@ -165,11 +179,11 @@ class DigitCaptions:
         images, labels, names = self.digits(plan.split)
         size, side = self.config.size, digit_side(self.config.size)
         drawn = draw_samples(self.config, plan, labels)
-        for i, (template, digits, rows, columns) in enumerate(drawn, start=plan.start):
+        for i, (template, wording, digits, rows, columns) in enumerate(drawn, start=plan.start):
             canvas = np.zeros((size, size, self.config.channels), np.uint8)
             for digit, row, column in zip(digits, rows, columns, strict=True):  # as the authors': the second overwrites
                 canvas[row : row + side, column : column + side] = images[digit]
-            caption = template.caption([labels.item(digit) for digit in digits])
+            caption = template.caption([labels.item(digit) for digit in digits], wording)
             source = " ".join([self.config.source, *(str(names.item(digit)) for digit in digits)])
             yield Sample(f"{plan.split}-{i:08d}", canvas, (caption,), source, plan.split, (size, size))
 
@@ -193,14 +207,15 @@ def draw_held_out(seed: int) -> list[tuple[int, ...]]:
 
 def draw_samples(
     config: DatasetConfig, plan: ShardPlan, labels: np.ndarray
-) -> Iterator[tuple[Template, list[int], list[int], list[int]]]:
-    """Template, source digits, rows and columns of each sample of a plan: arithmetic on a counter, drawn for all at once.
+) -> Iterator[tuple[Template, int, list[int], list[int], list[int]]]:
+    """Template, number of its wording, source digits, rows and columns of each sample of a plan: arithmetic on a counter, drawn for all at once.
 
     A digit's image is uniform over the split's digits that its slot does not hold out, as if drawn until accepted.
     """
     held_out, count = draw_held_out(config.seed), plan.stop - plan.start
     words = random_words(f"samples of {plan.split}", config.seed, plan.start, count, WORDS_A_SAMPLE)
     kinds = below(words[:, 0], len(TEMPLATES))
+    wordings = below(words[:, 7], config.wordings if plan.split == "train" else 1)
     digits, rows, columns = (np.zeros((count, 2), np.int64) for _ in range(3))
     for kind, template in enumerate(TEMPLATES):
         mine = kinds == kind
@@ -215,9 +230,10 @@ def draw_samples(
         if template.shared:
             shared = rows if template.shared == "row" else columns
             shared[mine, 1] = shared[mine, 0]
-    for kind, *numbers in zip(kinds.tolist(), digits.tolist(), rows.tolist(), columns.tolist(), strict=True):
+    drawn = (kinds, wordings, digits, rows, columns)
+    for kind, wording, *numbers in zip(*(column.tolist() for column in drawn), strict=True):
         template = TEMPLATES[kind]
-        yield template, *(number[: len(template.places)] for number in numbers)
+        yield template, wording, *(number[: len(template.places)] for number in numbers)
 
 
 @lru_cache(maxsize=2)

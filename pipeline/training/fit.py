@@ -67,7 +67,9 @@ def fit(
     def measure() -> tuple[float, bool]:
         """The bound on the validation split, nats, and whether it is the best so far."""
         with meter.paused():
+            state.model.eval()
             held_out = _mean_over_ranks(validate(), ranks)
+            state.model.train()
         bound = -sum(held_out.values())
         better = state.take_bound(bound)
         if ranks.first:

@@ -114,6 +114,10 @@ def loss_of_one(p, config, image, words, sentence, noise):
     """-log p(x | z) and KL of one image (C, S, S) with one caption, and the alignments of the steps."""
     channels, side, _ = image.shape
     states = word_states(p, words) if config.caption in ("align", "mean") else None
+    if config.dropout:  # units whose noise is among the lowest share are left out
+        left_out = torch.distributions.Normal(0.0, 1.0).cdf(noise[config.steps :].flatten()) < config.dropout
+        kept = torch.where(left_out, 0.0, 1 / (1 - config.dropout))[: len(states[0])]
+        states = [h_k * kept for h_k in states]
     values = [p["value_words.weight"][word] for word in words] if config.values == "words" else states
     canvas = p["canvas_start"].permute(1, 0, 2)  # rows, channels, columns -> channels, rows, columns
     h_inf, h_gen = p["encoder_start"], p["generator_start"]
@@ -173,6 +177,8 @@ CASES = [
     pytest.param(SMALL, 1, id="grey, 3 steps"),
     pytest.param(replace(SMALL, steps=4, read_size=2, write_size=3), 3, id="colour, 4 steps"),
     pytest.param(replace(SMALL, values="words"), 1, id="grey, values of the words alone"),
+    pytest.param(replace(SMALL, dropout=0.4), 1, id="grey, some units of the word states left out"),
+    pytest.param(replace(SMALL, dropout=0.4, values="words"), 1, id="grey, the same where the values are of the words"),
     pytest.param(replace(SMALL, prior="standard"), 1, id="grey, the prior of DRAW"),
     pytest.param(
         replace(SMALL, values="words", where=2, align_where=True, prior="standard"), 1, id="grey, all that is ours"
@@ -260,6 +266,26 @@ def test_where_words_are_the_values_a_step_is_told_nothing_but_which_words_there
     torch.testing.assert_close(
         model.describe(torch.tensor([[2, 3, 4]]), keep, None), model.describe(torch.tensor([[4, 2, 3]]), keep, None)
     )
+
+
+def test_dropout_is_part_of_training_only_and_leaves_out_its_share_with_the_mean_kept():
+    with_dropout, without = (random_model(replace(SMALL, dropout=share), 1) for share in (0.3, 0.0))
+    batch, noise = captioned_images(1), noise_rows(with_dropout.noise_shape, 3, (4,)).double()
+    assert not torch.allclose(with_dropout.terms(batch, noise).total, without.terms(batch, noise).total)
+    measured = with_dropout.eval().terms(batch, noise).total
+    assert measured.equal(without.terms(batch, noise[:, : SMALL.steps]).total)
+    drawn = with_dropout.train().sample(batch.words, batch.keep, None, noise).images
+    assert drawn.equal(without.sample(batch.words, batch.keep, None, noise).images)
+
+    kept = with_dropout._kept(noise_rows(with_dropout.noise_shape, 10_000, (5,))[:, SMALL.steps :])
+    assert kept.shape == (10_000, 1, 6) and kept.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert kept.mean(0).numpy() == pytest.approx(1, abs=0.03)  # five standard errors
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 1.0}, {"dropout": -0.1}, {"dropout": 0.5, "caption": "mean"}])
+def test_dropout_is_a_share_and_of_the_states_attention_is_led_by(changes):
+    with pytest.raises(ValueError, match=r"DrawConfig.dropout: .* with --model.caption align a share below 1"):
+        replace(SMALL, **changes)
 
 
 def test_energies_and_their_gradients_do_not_depend_on_how_many_captions_are_taken_at_a_time(monkeypatch):

@@ -145,6 +145,39 @@ def test_a_labelled_caption_names_the_place_of_each_digit(source) -> None:
     assert (found.template, found.digits, found.places) == ("bottom", (3, 7), ("bottom", "top"))
 
 
+def test_other_wordings_say_the_same_of_the_same_canvases_and_hold_out_the_same(source, samples) -> None:
+    reworded = open_source(replace(CONFIG, wordings=4), None)
+    held_out = {(e["template"], e["slot"], e["digit"]) for e in source.facts["held_out"]}
+    used = Counter()
+    for split in SPLITS:
+        plans = [plan for plan in reworded.plan if plan.split == split]
+        for one, other in zip(samples[split], (s for plan in plans for s in reworded.read(plan)), strict=True):
+            assert (one.image == other.image).all() and one.source == other.source
+            if split != "train":
+                assert one.captions == other.captions
+                continue
+            digits = sample_digits(one)
+            fitting = [template for template in TEMPLATES if len(template.places) == len(digits)]
+            template = next(t for t in fitting if t.caption(digits) == one.captions[0])
+            wording = next(k for k in range(4) if template.caption(digits, k) == other.captions[0])
+            assert not held_out & {(template.name, slot, digit) for slot, digit in enumerate(digits)}
+            used[template.name, wording] += 1
+    assert len(used) == 8 * 4 and min(used.values()) > 3_000 / 32 / 2
+    assert reworded.facts["held_out"] == source.facts["held_out"]
+
+
+def test_no_two_captions_of_any_wording_are_equal_and_each_names_its_places() -> None:
+    every = [
+        (t.caption([3, 7][: len(t.places)], k), t.name, [3, 7][: len(t.places)]) for t in TEMPLATES for k in range(4)
+    ]
+    assert len({text for text, *_ in every}) == 32
+    for text, name, digits in every:
+        assert name in text and sorted(w for w in tokenize(text) if w.isdigit()) == [str(d) for d in digits], text
+    for wordings in (0, 5):
+        with pytest.raises(ValueError, match="DatasetConfig.wordings: . is not allowed; from 1, the paper's, to 4"):
+            replace(CONFIG, wordings=wordings)
+
+
 def test_the_splits_share_no_source_digit(samples) -> None:
     used = {split: {word for s in samples[split] for word in s.source.split()[1:]} for split in SPLITS}
     assert not used["train"] & used["val"] and not used["train"] & used["test"] and not used["val"] & used["test"]
@@ -160,15 +193,15 @@ def test_templates_and_allowed_digits_are_uniform(source) -> None:
     share = np.bincount(labels, minlength=10) / len(labels)
     for template in TEMPLATES:
         for slot in range(len(template.places)):
-            digits = np.bincount([labels[d[slot]] for t, d, *_ in drawn if t is template], minlength=10)
+            digits = np.bincount([labels[d[slot]] for t, _, d, *_ in drawn if t is template], minlength=10)
             expected = share.copy()
             expected[banned[template.name, slot]] = 0
             gap = digits / digits.sum() - expected / expected.sum()
             assert np.abs(gap).max() < 0.015
-    rows = Counter(r[0] for t, _, r, _ in drawn if t.name == "left")
+    rows = Counter(r[0] for t, _, _, r, _ in drawn if t.name == "left")
     assert set(rows) == {16, 17, 18} and min(rows.values()) > 3_000
-    assert all(r[0] == r[1] for t, _, r, _ in drawn if t.shared == "row")
-    assert all(c[0] == c[1] for t, _, _, c in drawn if t.shared == "column")
+    assert all(r[0] == r[1] for t, _, _, r, _ in drawn if t.shared == "row")
+    assert all(c[0] == c[1] for t, *_, c in drawn if t.shared == "column")
 
 
 def test_samples_do_not_depend_on_how_the_split_is_cut_or_who_reads_it(source, samples) -> None:

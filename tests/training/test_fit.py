@@ -278,6 +278,7 @@ def test_training_ends_when_validation_stops_improving_and_the_best_was_saved() 
     bounds = iter([-9.0, -8.0, -8.5, -7.0, -7.0, -7.5, -7.2])
 
     def validate() -> dict[str, float]:
+        assert not state.model.training
         return {"recon": 10 * -next(bounds), "kl": 0.0, "images": 10}
 
     def save(state, bound) -> None:
@@ -286,7 +287,7 @@ def test_training_ends_when_validation_stops_improving_and_the_best_was_saved() 
     outcome = fit(
         state, tiny_batches(config), config, validate=validate, save=save, log=lambda m, s: logged.append((s, m))
     )
-    assert (outcome.reason, outcome.step) == ("early", 14)
+    assert (outcome.reason, outcome.step) == ("early", 14) and state.model.training
     assert saved == [(2, -9, -9, 0), (4, -8, -8, 0), (8, -7, -7, 0), (14, -7.2, -7, 3)]
     assert [(step, m["val/bound"]) for step, m in logged if "val/bound" in m][:2] == [(2, -9), (4, -8)]
     assert fit(state, iter([]), config) == Outcome("early", 14, 0.0)  # an ended run takes no further step
