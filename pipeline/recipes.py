@@ -96,6 +96,76 @@ def mnist_composing() -> RunConfig:
     return replace(base, name="mnist-composing", dataset=dataset, model=model, train=train, evaluation=evaluation)
 
 
+# ---- what makes it compose: the paper's equations at that size, and one change at a time (docs/findings.md)
+
+
+@recipe
+def mnist_equations() -> RunConfig:
+    """alignDRAW as the paper has it, at the size and with the optimizer of mnist-composing: what each change is held against."""
+    base = mnist_composing()
+    model = replace(base.model, values="states", where=0, align_where=False, prior="learned")
+    return replace(base, name="mnist-equations", model=model, train=replace(base.train, kl_weight=1.0))
+
+
+def _equations_but(name: str, train: dict | None = None, dataset: dict | None = None, **model: object) -> RunConfig:
+    base = mnist_equations()
+    return replace(
+        base,
+        name=f"mnist-equations-{name}",
+        dataset=replace(base.dataset, **(dataset or {})),
+        model=replace(base.model, **model),
+        train=replace(base.train, **(train or {})),
+    )
+
+
+@recipe
+def mnist_equations_words() -> RunConfig:
+    """mnist-equations where attention adds up vectors of the words alone."""
+    return _equations_but("words", values="words")
+
+
+@recipe
+def mnist_equations_dropout() -> RunConfig:
+    """mnist-equations with half of the units of the word states left out, others for each caption and step."""
+    return _equations_but("dropout", dropout=0.5)
+
+
+@recipe
+def mnist_equations_mean() -> RunConfig:
+    """mnist-equations without alignment: the mean of the word states at every step, noalignDRAW."""
+    return _equations_but("mean", caption="mean")
+
+
+@recipe
+def mnist_equations_kl3() -> RunConfig:
+    """mnist-equations with latent vectors that cost three times as much in training."""
+    return _equations_but("kl3", train={"kl_weight": 3.0})
+
+
+@recipe
+def mnist_equations_wordings() -> RunConfig:
+    """mnist-equations with training captions in four wordings."""
+    return _equations_but("wordings", dataset={"wordings": 4})
+
+
+@recipe
+def mnist_equations_t16() -> RunConfig:
+    """mnist-equations with 16 steps of drawing in the place of 8."""
+    return _equations_but("t16", steps=16)
+
+
+@recipe
+def mnist_equations_t32() -> RunConfig:
+    """mnist-equations with 32 steps of drawing, the paper's number, in the place of 8."""
+    return _equations_but("t32", steps=32)
+
+
+@recipe
+def mnist_equations_batch_reversed() -> RunConfig:
+    """mnist-equations with the authors' slip (coco_aligndraw_batch_reversed)."""
+    return _equations_but("batch-reversed", reverse="batch")
+
+
 @recipe
 def tiny_aligndraw() -> RunConfig:
     """alignDRAW small enough for a test: every stage in seconds."""
