@@ -38,6 +38,7 @@ LOOK_EVERY_S, ASK_EVERY_S = 0.5, 2.0  # between looks for the request, and quest
 # believes to be there may be a machine that has just gone (Ray counts them every 20 s, and those that are taken away too).
 PATIENCE_S, STARTS = 300, 3
 ELASTIC_PATIENCE_S, ELASTIC_STARTS = 30, 30
+LETTING_GO_S = 3.0
 
 # Of Ray Train. The end of a group is noticed by polling, every 2 s unless told otherwise; workers' prints would come twice.
 SETTINGS = {
@@ -204,14 +205,28 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 def _tell_room(config: TrainConfig, say: Say) -> None:
-    """A line when the cluster is too small as it is; it may grow, so this is no error yet."""
+    """A line when the cluster is too small or too busy as it is; that may change, so this is no error yet."""
     least = config.min_workers or config.workers
     for name, each in _resources(config).items():
-        if (there := ray.cluster_resources().get(name, 0)) < least * each:
-            say(
-                f"waiting for room: {least} workers x {each:g} {name} are asked for, the cluster has {there:g}; it starts when "
-                f"nodes join, else lower --train.workers or {'--train.threads' if name == 'CPU' else 'leave out --train.gpu'}"
-            )
+        needed, there = least * each, ray.cluster_resources().get(name, 0)
+        if there < needed:
+            found, then = f"the cluster has {there:g}", "nodes join"
+        elif (free := _free(name, needed)) < needed:
+            found, then = f"{free:g} of {there:g} are free", "others end"
+        else:
+            continue
+        say(
+            f"waiting for room: {least} workers x {each:g} {name} are asked for, {found}; it starts when {then}, else lower "
+            f"--train.workers or {'--train.threads' if name == 'CPU' else 'leave out --train.gpu'}"
+        )
+
+
+def _free(name: str, needed: float) -> float:
+    """What is free of a resource; a stage that has just ended is given a moment to let go of what it had."""
+    until = time.monotonic() + LETTING_GO_S
+    while (free := ray.available_resources().get(name, 0)) < needed and time.monotonic() < until:
+        time.sleep(0.2)
+    return free
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -336,6 +337,30 @@ def test_each_rank_validates_its_share_of_the_first_images(dataset: str) -> None
 
 
 # ---- what is tried again
+
+
+def test_a_group_that_must_wait_for_others_says_so_and_one_that_has_room_says_nothing(ray_cluster: str) -> None:
+    class Holder:
+        def hold(self) -> None:
+            pass
+
+    def said(workers: int) -> list[str]:
+        lines: list[str] = []
+        group._tell_room(config_of(workers=workers).train, lines.append)
+        return lines
+
+    assert said(2) == []
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    ray.get(holder.hold.remote())
+    assert said(1) == []
+    (line,) = said(2)
+    assert line.startswith(
+        "waiting for room: 2 workers x 1 CPU are asked for, 1 of 2 are free; it starts when others end"
+    )
+    (line,) = said(4)
+    assert "4 workers x 1 CPU are asked for, the cluster has 2; it starts when nodes join" in line
+    ray.kill(holder)
+    assert said(2) == [], "what ends lets go of it within moments"
 
 
 class Lost(Exception):
