@@ -176,14 +176,14 @@ class Scorer:
         """A judge trained on real canvases of the training split, and measured on those of the test split."""
         facts = description(self.order.dataset)["facts"]
         canvases, captions = read_split(self.manifest, "train", JUDGE_TRAIN)
-        places, labels = regions(self.manifest.size), wanted(captions, facts)
+        places, labels = regions(self.manifest.size), wanted(captions)
         say = partial(print, flush=True)  # Ray shows it: on MNIST this takes minutes
         trained = judges.train_judge(grey(canvases), labels, places, steps=self.settings.judge_steps, log=say)
         held_out = [
             label.caption for digits in (1, 2) for label in digit_captions.held_out_captions(facts, digits=digits)
         ]
         images, captions = (part[:JUDGE_TEST] for part in self.test)
-        figures = judges.measure_judge(trained, grey(images), wanted(captions, facts), wanted(held_out, facts))
+        figures = judges.measure_judge(trained, grey(images), wanted(captions), wanted(held_out))
         return judges.to_bytes(trained, figures)
 
     # ---- what blocks share
@@ -262,7 +262,7 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
     values |= _joined(first["ssi"])
     figures = {"test/images": images, **_means(values), **_rankings(values, candidates, settings.seed)}
     if judge is not None:
-        verdicts, known = _judge_drawings(judge, groups, about["facts"], first)
+        verdicts, known = _judge_drawings(judge, groups, first)
         values |= verdicts
         figures |= known
     return Measured({name: float(value) for name, value in figures.items() if np.isfinite(value)}, values)
@@ -322,12 +322,12 @@ def drawn_shares(
     for name, captions in caption_groups(facts, count, seed=0).items():
         sentences = None if vectors is None else torch.from_numpy(np.array(vectors(captions), np.float32))
         drawn = draw_captions(model, vocabulary, captions, 0, sentences=sentences).images
-        shares[name] = float(judges.verdicts(reader.look(drawn), wanted(captions, facts))["right"].mean())
+        shares[name] = float(judges.verdicts(reader.look(drawn), wanted(captions))["right"].mean())
     return shares
 
 
 def _judge_drawings(
-    judge: bytes, groups: dict[str, list[str]], facts: dict, drawings: dict[str, list]
+    judge: bytes, groups: dict[str, list[str]], drawings: dict[str, list]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Of each group's captions the share of their drawings that show what they ask for, and the judge's own figures.
 
@@ -336,7 +336,7 @@ def _judge_drawings(
     reader, known = judges.from_bytes(judge)
     values, figures = {}, {f"judge/{name}": value for name, value in known.items()}
     for name, captions in groups.items():
-        which, asked = np.unique(captions, return_inverse=True)[1], wanted(captions, facts)
+        which, asked = np.unique(captions, return_inverse=True)[1], wanted(captions)
         for kind in drawings[name][0]:
             drawn = np.concatenate([part[kind] for part in drawings[name]])
             for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
@@ -428,10 +428,9 @@ def regions(size: int) -> list[judges.Region]:
     return found
 
 
-def wanted(captions: Sequence[str], facts: dict) -> np.ndarray:
+def wanted(captions: Sequence[str]) -> np.ndarray:
     """What captions of digits ask for: the class of every place (n, P)."""
-    listed = [digit_captions.seen_captions, digit_captions.held_out_captions]
-    known = {label.caption: label for each in listed for digits in (1, 2) for label in each(facts, digits=digits)}
+    known = digit_captions.labelled_captions()
     order = list(digit_captions.PLACES)
     classes = np.full((len(captions), len(order)), judges.EMPTY)
     for row, caption in enumerate(captions):

@@ -45,6 +45,9 @@ class Template:
     def caption(self, digits: Sequence[int], wording: int = 0) -> str:
         return self.wordings[wording].format(*digits)
 
+    def label(self, digits: Sequence[int], wording: int = 0) -> LabelledCaption:
+        return LabelledCaption(self.caption(digits, wording), self.name, tuple(digits), self.places)
+
 
 def _pair(name: str, other: str, words: str, shared: str) -> Template:
     wordings = (
@@ -119,6 +122,16 @@ class LabelledCaption:
     places: tuple[str, ...]
 
 
+def labelled_captions() -> dict[str, LabelledCaption]:
+    """Every caption there can be, in any wording, and what must be seen in its drawing."""
+    return {
+        label.caption: label
+        for template in TEMPLATES
+        for digits in np.ndindex(*(10,) * len(template.places))
+        for label in (template.label(digits, wording) for wording in range(len(template.wordings)))
+    }
+
+
 def held_out_captions(facts: dict[str, Any], *, digits: int) -> list[LabelledCaption]:
     """All captions of one or two digits in which at least one digit is held out at its place."""
     return [caption for caption, new in _all_captions(facts, digits) if new]
@@ -135,7 +148,7 @@ def _all_captions(facts: dict[str, Any], slots: int) -> Iterator[tuple[LabelledC
         if len(template.places) == slots:
             for digits in np.ndindex(*(10,) * slots):
                 new = any((template.name, slot, digit) in banned for slot, digit in enumerate(digits))
-                yield LabelledCaption(template.caption(digits), template.name, digits, template.places), new
+                yield template.label(digits), new
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from pipeline.on_ray.pool import TRIES, Block, Pool
 from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, next_other, read_split, regions, wanted
 from pipeline.recipes import find_recipe
 from pipeline.sample import Batch, Generated
-from pipeline.shards.manifest import VOCABULARY, description, load_manifest
+from pipeline.shards.manifest import VOCABULARY, description
+from pipeline.sources import open_source
 from pipeline.text.vocabulary import Vocabulary
 from pipeline.training.adversarial import lapgan_state, sharpener_state
 from pipeline.training.optim import make_optimizer
@@ -237,12 +238,14 @@ def test_a_kept_judge_is_used_and_a_damaged_one_is_trained_anew(order: Order, me
     assert any("not a judge" in line for line in lines) and mine.read_bytes() == judge.read_bytes()
 
 
-def test_captions_ask_for_what_their_canvases_show(dataset: str) -> None:
-    """Read the classes from the captions, and look where the ink is."""
-    manifest, facts = load_manifest(dataset), description(dataset)["facts"]
-    images, captions = read_split(manifest, "train", 60)
-    assert len(captions) == 60
-    for canvas, row in zip(grey(images), wanted(captions, facts), strict=True):
+@pytest.mark.parametrize("wordings", [1, 4])
+def test_captions_ask_for_what_their_canvases_show(wordings: int) -> None:
+    """Read the classes from the captions, in whatever words, and look where the ink is."""
+    source = open_source(replace(RECIPE.dataset, wordings=wordings), None)
+    samples = [sample for plan in source.plan if plan.split == "train" for sample in source.read(plan)]
+    assert len({sample.captions[0].split()[0] for sample in samples}) == (1 if wordings == 1 else 5)
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+    for canvas, row in zip(grey(images), wanted([sample.captions[0] for sample in samples]), strict=True):
         left = canvas.copy()
         for region, digit in zip(regions(60), row, strict=True):
             if digit != judges.EMPTY:
@@ -269,7 +272,7 @@ def test_shares_of_a_model_in_training_count_the_drawings_that_are_all_right(
     facts, asked = description(order.dataset)["facts"], []
 
     def draw(model: object, vocabulary: object, captions: list[str], *_: object, **__: object) -> Generated:
-        asked.append(score.wanted(captions, facts))
+        asked.append(score.wanted(captions))
         return Generated(torch.zeros(len(captions), 1, 60, 60))
 
     class Reader:
