@@ -102,15 +102,18 @@ def save(
     """
     path = storage.join(folder, f"step-{state.step:08}")
     sweep(folder, say)
-    storage.delete(
-        storage.join(path, META)
-    )  # a damaged one of the same step: no longer a checkpoint while it is rewritten
+    facts = {"bound": bound, **{name: getattr(state, name) for name in POSITION}}
+    networks = {name: network.state_dict() for name, network in state.networks.items()}
+    if (files := _files_of(path, networks)) is not None:  # restored from it, and measured since: nothing else is new
+        _publish_meta(path, facts, origin, files)
+        _retain(folder, state.step)
+        return path
+    storage.delete(storage.join(path, META))  # a damaged one of this step: no checkpoint while it is rewritten
     try:
         files = {
-            WEIGHTS: _publish(path, WEIGHTS, {name: network.state_dict() for name, network in state.networks.items()}),
+            WEIGHTS: _publish(path, WEIGHTS, networks),
             OPTIMIZERS: _publish(path, OPTIMIZERS, {name: one.state_dict() for name, one in state.optimizers.items()}),
         }
-        facts = {"bound": bound, **{name: getattr(state, name) for name in POSITION}}
         _publish_meta(path, facts, origin, files)
         verify(path)
     except BaseException:  # also KeyboardInterrupt: a part of a checkpoint must not fill the disk
@@ -229,6 +232,22 @@ def _retain(folder: str, step: int) -> None:
     for path in set(found(folder)) - kept:
         storage.delete(storage.join(path, META))  # first: from here on it is an orphan, not a damaged checkpoint
         storage.delete(path)
+
+
+def _files_of(path: str, networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any] | None:
+    """What a whole checkpoint of exactly these networks says of its files; None if there is none."""
+    if not storage.exists(storage.join(path, META)):
+        return None
+    try:
+        there = load(path).networks
+    except Damaged:
+        return None
+    same = there.keys() == networks.keys() and all(
+        there[network].keys() == tensors.keys()
+        and all(torch.equal(there[network][name], tensor.cpu()) for name, tensor in tensors.items())
+        for network, tensors in networks.items()
+    )
+    return _read_meta(path)["files"] if same else None
 
 
 def _publish(path: str, name: str, content: dict) -> dict[str, Any]:

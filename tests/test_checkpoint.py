@@ -325,6 +325,31 @@ def test_a_full_disk_leaves_no_part_and_the_one_before(tmp_path: Path, monkeypat
     assert checkpoint.latest(str(tmp_path)).step == 1
 
 
+def test_a_bound_that_is_measured_later_costs_no_checkpoint_even_on_a_full_disk(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at a validation step, the same step is saved again by who goes on, and the bound with it."""
+    state = trained(2)
+    path = checkpoint.save(folder, state, ORIGIN)
+    state.take_bound(-7.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "publish_text", lambda path, text: no_space())
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(folder, state, ORIGIN, bound=-7.0)
+    assert checkpoint.latest(folder).bound is None
+    monkeypatch.setattr(torch, "save", lambda *_: pytest.fail("networks and optimizers are there already"))
+    assert checkpoint.save(folder, state, ORIGIN, bound=-7.0) == path
+    kept = checkpoint.latest(folder)
+    assert (kept.bound, kept.best, kept.measured) == (-7.0, -7.0, 2)
+    restored = new_state(seed=3)
+    kept.restore(restored)
+    assert_equal(everything(restored), everything(state))
+
+
+def no_space() -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_what_was_written_wrong_is_noticed_before_the_older_ones_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
