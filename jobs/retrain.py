@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | RetrainArguments | None = None) -> dict:
             "name the checkpoint of one, or the folder of the published weights"
         )
     slot = slot_of(arguments, datetime.now(UTC))
+    if arguments.slot is arguments.cron is None and not arguments.rollback:
+        print(f"slot {slot}: should this be interrupted, the same command with --slot {slot} goes on here", flush=True)
     if (uri := tracking_uri()) is None:
         raise ValueError("versions are kept in MLflow: set MLFLOW_TRACKING_URI, or submit the job (jobs.submit)")
 
@@ -125,7 +127,8 @@ def _retrain(arguments: RetrainArguments, slot: str, registry: Registry) -> dict
         tracker.tags({"slot": slot, "registered": registry.name})
         source = open_source(arguments.config.dataset, arguments.data)
         number, tags = registry.newest() or (0, {})
-        if tags.get("source") == source.digest and tags.get("run") != workspace.config.name and not arguments.always:
+        if tags.get("source") == source.digest and tags["run"] != workspace.config.name and not arguments.always:
+            _finish(arguments, tags["run"], number, registry)
             why = f"no new data since version {number} (source {source.digest[:10]}); --always retrains nevertheless"
             return _decide(workspace, tracker, "skipped", why, champion=registry.named("champion"))
         champion = _champion(arguments, registry)
@@ -133,6 +136,15 @@ def _retrain(arguments: RetrainArguments, slot: str, registry: Registry) -> dict
             tracker.tags({"warm_start": champion.number})
         made = _stages(workspace, arguments, source, champion)
         return _choose(workspace, tracker, registry, champion, source.digest, made)
+
+
+def _finish(arguments: RetrainArguments, run: str, number: int, registry: Registry) -> None:
+    """A retraining that registered its version and was killed before it was promoted or kept is gone on with."""
+    slot = run.removeprefix(f"{arguments.config.name}-")
+    other = workspace_of(arguments, slot)
+    if other.finished("compare") is not None and other.finished(DECIDE) is None:
+        print(f"version {number} was registered but never promoted or kept: going on with {run}", flush=True)
+        _retrain(arguments, slot, registry)
 
 
 def _champion(arguments: Arguments, registry: Registry) -> Version | None:
@@ -238,7 +250,7 @@ def _choose(
     choice = _choice(workspace, champion, made, tracker)
     decision, why = "promoted" if choice["promote"] else "kept", choice["why"]
     if not tracker.flush(60) or tracker.run_id is None:
-        raise OSError("MLflow did not take the run in a minute: the same command goes on here when it does")
+        raise OSError("MLflow did not take the run in a minute: the same command with the same --slot goes on here")
     tags = {"decision": decision, "why": why, "source": source, "data": made["shard"]["digest"], "commit": git_commit()}
     number = registry.register(challenger, tracker.run_id, workspace.config.name, tags)
     if choice["promote"]:

@@ -82,6 +82,10 @@ def test_a_champion_is_found_kept_replaced_and_brought_back(
     assert champions() == (1, None)
     trained = (out / "runs" / "tiny-aligndraw-three" / "train" / "result.json").stat().st_mtime_ns
     capsys.readouterr()
+    later = retrain.main(words(tmp_path, "later", *better[len(words(tmp_path, "three")) :]))  # the next one finishes it
+    said = capsys.readouterr().out
+    assert "version 2 was registered but never promoted or kept: going on with tiny-aligndraw-three" in said
+    assert later["decision"] == "skipped" and later["champion"] == 2
     third = retrain.main(better)
     assert third["decision"] == "promoted" and "against version 1: the bound is better by +" in third["why"]
     assert (third["version"], champions()) == (2, (2, 1))

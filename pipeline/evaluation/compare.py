@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.retrieval import figures_of, resamples
-from pipeline.evaluation.tally import Tally
+from pipeline.evaluation.tally import Tally, deviations
 from pipeline.evaluation.values import Values
 
-# Two-sided 95 %, by the normal distribution. Choice: no correction for a few images, hundreds are meant to be held out.
-DEVIATIONS = 1.96
 # Figures of an evaluation, all better when larger, that a challenger must not lose. Those that are missing do not count.
 GUARDS = (
     "drawn/one_digit/seen/right",
@@ -49,8 +47,7 @@ def paired_gap(champion: np.ndarray, challenger: np.ndarray) -> Gap:
     if champion.shape != challenger.shape or not len(champion):
         raise ValueError(f"{len(challenger)} values of one model for {len(champion)} of the other: same images?")
     tally = Tally.of(challenger - champion)
-    half = DEVIATIONS * tally.error if tally.count > 1 else math.inf
-    return Gap(tally.mean, tally.mean - half, tally.mean + half)
+    return Gap(tally.mean, tally.mean - tally.half_width, tally.mean + tally.half_width)
 
 
 def ranking_gaps(
@@ -115,7 +112,8 @@ def decide(bound: Gap, guards: Mapping[str, Gap]) -> tuple[bool, str]:
 def _half_width(figures: Mapping[str, float], name: str) -> float:
     """Half of a figure's interval: from its standard error, or from the ends it is given with; 0 where neither is known."""
     if f"{name}_se" in figures:
-        return DEVIATIONS * figures[f"{name}_se"]
+        count = figures.get(f"{name.rpartition('/')[0]}/captions", math.inf)  # a group of captions may be as few as four
+        return deviations(count) * figures[f"{name}_se"]
     if f"{name}_low" in figures:
         return (figures[f"{name}_high"] - figures[f"{name}_low"]) / 2
     return 0.0

@@ -28,3 +28,15 @@ class Tally:
     def error(self) -> float:
         """Standard error of the mean, for independent values."""
         return self.spread / math.sqrt(self.count) if self.count else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Half of the mean's 95 % interval by Student's t; infinite where there are fewer than two values."""
+        return deviations(self.count) * self.error if self.count > 1 else math.inf
+
+
+def deviations(count: float) -> float:
+    """How many standard errors of a mean of `count` values a two-sided 95 % interval reaches: 1.96 of many, 3.18 of four."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1))

@@ -339,6 +339,7 @@ def _judge_drawings(
         which, asked = np.unique(captions, return_inverse=True)[1], wanted(captions)
         for kind in drawings[name][0]:
             drawn = np.concatenate([part[kind] for part in drawings[name]])
+            figures[f"drawn/{kind}{name}/captions"] = which.max() + 1
             for verdict, right in judges.verdicts(reader.look(torch.from_numpy(drawn) / 255), asked).items():
                 shares = np.bincount(which, right) / np.bincount(which)
                 tally, name_of = Tally.of(shares), f"drawn/{kind}{name}/{verdict}"

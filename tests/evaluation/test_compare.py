@@ -22,7 +22,7 @@ from pipeline.evaluation.compare import (
 def test_the_paired_interval_is_the_textbooks() -> None:
     champion, challenger = np.array([1.0, 5.0, 9.0, 2.0]), np.array([2.0, 5.5, 9.0, 4.0])
     differences = [1.0, 0.5, 0.0, 2.0]
-    half = 1.96 * statistics.stdev(differences) / 4**0.5
+    half = 3.182446 * statistics.stdev(differences) / 4**0.5  # Student's t, three degrees of freedom
     gap = paired_gap(champion, challenger)
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.875, 0.875 - half, 0.875 + half))
     assert paired_gap(challenger, champion).mean == -gap.mean
@@ -38,8 +38,9 @@ def test_what_is_hard_for_both_cancels() -> None:
 def test_the_interval_holds_no_gain_nineteen_times_in_twenty() -> None:
     random = np.random.default_rng(1)
     gaps = [paired_gap(*random.standard_normal((2, 200))) for _ in range(2_000)]
-    held = np.mean([gap.low <= 0 <= gap.high for gap in gaps])
-    assert 0.935 < held < 0.965
+    few = [paired_gap(*random.standard_normal((2, 4))) for _ in range(2_000)]
+    for found in (gaps, few):
+        assert 0.935 < np.mean([gap.low <= 0 <= gap.high for gap in found]) < 0.965
     # so a model that is no better is promoted once in forty retrainings
     assert np.mean([decide(gap, {})[0] for gap in gaps]) == pytest.approx(0.025, abs=0.012)
 
@@ -75,9 +76,11 @@ def test_guards_take_the_uncertainty_that_the_evaluation_gives() -> None:
     challenger |= {"retrieval/r_at_1_high": 0.2, "test/bound": -8.0}
     gaps = guard_gaps(champion, challenger)
     assert set(gaps) == {"ssi/mean", "retrieval/r_at_1"} and set(gaps) < set(GUARDS)
-    assert gaps["ssi/mean"].high == pytest.approx(-0.1 + 1.96 * 0.05)
+    assert gaps["ssi/mean"].high == pytest.approx(-0.1 + 1.959964 * 0.05)
     assert gaps["retrieval/r_at_1"].low == pytest.approx(-0.3 - (0.15**2 + 0.1**2) ** 0.5)
     assert gap_of({"x": 1.0}, {"x": 3.0}, "x") == Gap(2.0, 2.0, 2.0)
+    four = {"drawn/a/right": 0.5, "drawn/a/right_se": 0.1, "drawn/a/captions": 4.0}
+    assert gap_of(four, {"drawn/a/right": 0.4}, "drawn/a/right").high == pytest.approx(-0.1 + 3.182446 * 0.1)
 
 
 def rankings(seed: int, queries: int = 60, candidates: int = 20) -> np.ndarray:
@@ -146,7 +149,7 @@ def test_similarities_are_paired_by_caption_and_what_one_lacks_has_no_gap() -> N
     other = {"ssi": VALUES["ssi"] + [[0.1, 0.3], [0.0, 0.0]], "retrieval/places": rankings(5)[:9]}
     gap = value_gaps(VALUES, {"ssi": other["ssi"]}, RANKED)
     assert set(gap) == {"ssi/mean"}
-    half = 1.96 * statistics.stdev([0.2, 0.0]) / 2**0.5
+    half = 12.7062 * statistics.stdev([0.2, 0.0]) / 2**0.5
     assert (gap["ssi/mean"].mean, gap["ssi/mean"].high) == pytest.approx((0.1, 0.1 + half))
     with pytest.raises(ValueError, match="9 queries of one system, 60 of the other"):
         value_gaps(VALUES, other, RANKED)

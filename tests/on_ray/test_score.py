@@ -210,6 +210,7 @@ def test_the_error_of_a_share_is_over_captions_not_over_their_drawings(measured:
     assert len(right) == 4, "of eight drawings: a caption for each corner"
     error = right.std(ddof=1) / len(right) ** 0.5
     assert measured[0].figures["drawn/one_digit/held_out/number_se"] == pytest.approx(error)
+    assert measured[0].figures["drawn/one_digit/held_out/captions"] == 4
 
 
 def test_of_a_system_without_a_bound_its_drawings_are_measured(order: Order, measured: tuple, tmp_path: Path) -> None:
