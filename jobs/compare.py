@@ -27,7 +27,7 @@ from jobs.arguments import Arguments, absolute, entry, parse
 from jobs.artist import SUBJECTS
 from jobs.workspace import BOUNDED, DRAWLESS, EXPERIMENT, Workspace, computed
 from pipeline import storage
-from pipeline.config import RunConfig, difference, digest_of, from_dict, to_dict
+from pipeline.config import RunConfig, difference, from_dict, to_dict
 from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _trained_captioner(out: str, run: str, other: RunConfig) -> Workspace:
 def _match(comparison: Comparison) -> None:
     """Write down what is compared; ValueError if the name has tables of other systems."""
     path = storage.join(comparison.folder, "compared.json")
-    mine = [[config.name, digest_of(config)] for config in comparison.configs]
+    mine = [[config.name, computed(to_dict(config))] for config in comparison.configs]
     mine += [["--captioner", comparison.captioner.config.name]] if comparison.captioner else []
     if (
         storage.exists(storage.join(comparison.folder, TABLES))

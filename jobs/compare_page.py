@@ -53,7 +53,8 @@ def build_page(
         raise ValueError(f"runs on one page share their data set: {main.dataset} is not {', '.join(sorted(others))}")
     measured = Section(
         "The figures",
-        "All of it on test images that no training saw. ± is a standard error, brackets are 95 % intervals.",
+        "On test images that no training saw, unless a row or a column says train. ± is a standard error (of similarities between "
+        "systems a standard deviation), brackets are 95 % intervals.",
         [Table(markdown, heading, note) for heading, markdown, note in tables],
     )
     sections = [

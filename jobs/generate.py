@@ -8,8 +8,7 @@ folder of a run (out/runs/digits-demo), of a version, or of a checkpoint. One ca
 sheet of the first ones, and captions.json: for each caption its files, and the words that the model does not know.
 
 The same model, captions and seed give the same pictures, on any number of workers. Beyond its start a worker spends what
-benchmarks/train.py measures for sampling: 1,000 captions are 1.8 processor seconds with mnist-aligndraw and 3.3 with
-coco-aligndraw, within 3 % of the model alone (one thread, 2026-11-22).
+benchmarks/train.py measures for sampling, and 3 % more (2026-11-22).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.arguments import absolute, entry
+from jobs.workspace import DRAWLESS
 from pipeline import storage
 from pipeline.tracking import tracking_uri
 
@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     from pipeline import checkpoint
 
-    vocabulary = checkpoint.load(model.drawing, optimizers=False).origin.vocabulary
+    origin = checkpoint.load(model.drawing, optimizers=False).origin
+    if (kind := origin.config.model.kind) in DRAWLESS:
+        raise ValueError(f"--model {options.model}: a {kind} draws nothing; name a model of another kind")
+    vocabulary = origin.vocabulary
     lines = [look(text, vocabulary) for text in texts]
     report = _tell(lines)
     name = hashlib.sha256(json.dumps([texts, options.seed, options.each]).encode()).hexdigest()[:10]

@@ -419,6 +419,17 @@ class RunConfig:
             )
         if self.train.accumulate > 1 and self.model.kind == "lapgan":
             raise ValueError("train.accumulate: a lapgan takes a batch at once; lower --train.batch or add workers")
+        if self.train.judged and self.model.kind in ("captioner", "skipthought"):
+            raise ValueError(f"train.judged: a {self.model.kind} draws nothing that could be judged; leave it out")
+        if (
+            self.model.kind == "draw"
+            and self.model.reverse == "batch"
+            and self.train.workers * self.train.accumulate > 1
+        ):
+            raise ValueError(
+                "train.workers: model.reverse batch turns round the batch as one process has it; only with --train.workers 1 and "
+                "--train.accumulate 1"
+            )
         if self.train.graph and self.model.kind not in ("draw", "vae"):
             raise ValueError(
                 f"train.graph: the steps of a {self.model.kind} differ in shape; only of draw and vae models"

@@ -163,7 +163,7 @@ def mnist_equations_t32() -> RunConfig:
 @recipe
 def mnist_equations_batch_reversed() -> RunConfig:
     """mnist-equations with the authors' slip (coco_aligndraw_batch_reversed)."""
-    return _equations_but("batch-reversed", reverse="batch")
+    return _equations_but("batch-reversed", train={"workers": 1}, reverse="batch")
 
 
 @recipe
@@ -424,7 +424,8 @@ def flickr_aligndraw() -> RunConfig:
 def flickr_aligndraw_batch_reversed() -> RunConfig:
     """alignDRAW on Flickr8k with the authors' slip (coco_aligndraw_batch_reversed)."""
     base = flickr_aligndraw()
-    return replace(base, name="flickr-aligndraw-batch-reversed", model=replace(base.model, reverse="batch"))
+    model, train = replace(base.model, reverse="batch"), replace(base.train, workers=1)
+    return replace(base, name="flickr-aligndraw-batch-reversed", model=model, train=train)
 
 
 @recipe

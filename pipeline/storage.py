@@ -93,11 +93,6 @@ def folders(folder: str | Path) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
-def size_of(path: str | Path) -> int:
-    filesystem, name = resolve(path)
-    return filesystem.get_file_info(name).size
-
-
 def modified(path: str | Path) -> float:
     """When a file was last published, seconds since 1970."""
     filesystem, name = resolve(path)

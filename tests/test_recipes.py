@@ -105,6 +105,19 @@ def test_a_job_that_needs_drawings_refuses_a_model_that_draws_nothing(name, job,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["tiny-captioner", "--train.judged", "4"], "train.judged: a captioner draws nothing that could be judged"),
+        (["flickr-aligndraw-batch-reversed", "--train.workers", "2"], "turns round the batch as one process has it"),
+        (["coco-aligndraw-batch-reversed", "--train.accumulate", "2"], "turns round the batch as one process has it"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(words, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse("python -m jobs.train", words)
+
+
 def made_up_vectors(config):
     """Sentence vectors that are a function of the caption, for the models that take some."""
     if getattr(config, "caption", None) != "skipthought":

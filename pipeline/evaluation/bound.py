@@ -2,7 +2,7 @@
 
 It measures a trained model on a split, before and after sharpening (paper section 5.2 and appendix, table of bounds). Pixels
 are real numbers in [0, 1], so the Bernoulli cost of an image cannot fall below its own entropy, the *floor*; painting every
-image in its flat mean colour costs *flat*. A bound means something between the two (paper.md 1.1, item 9).
+image in its flat mean colour costs *flat*. A bound means something between the two.
 
 Choice: of an image's captions the first is taken, for all systems the same; the paper averages over all of them.
 """

@@ -1,4 +1,4 @@
-"""Text -> image -> text: what a captioner sees in a drawing, beside the caption that it was drawn from (paper.md section 5).
+"""Text -> image -> text: what a captioner sees in a drawing, beside the caption that it was drawn from.
 
 The paper shows such triples (its talk, slide 16) and measures nothing. Here the true caption is ranked among distractors by
 the captioner's log p(caption | drawing), so that faithfulness on photographs has a figure: retrieval.py turns these scores

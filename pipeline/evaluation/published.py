@@ -2,7 +2,7 @@
 
 They are no goal for other data: a bound depends on the images, a rank on the shortlist. Bounds are from slide 17 of the first
 author's talk (NIPS 2015 workshop on reasoning, attention and memory), retrieval and mean similarity from slide 19; the
-similarity's standard deviations are remembered from the paper's table and were not checked against it (paper.md 6).
+similarity's standard deviations are remembered from the paper's table and were not checked against it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Structural similarity of drawings to the image their caption was written for (paper section 5.2: 50 drawings a caption).
 
 Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, K1 0.01, K2 0.03, biased covariances, from scikit-image. `Choice:` colour
-images are compared channel by channel and averaged; which implementation the paper used is not known (paper.md 7, item 3).
+images are compared channel by channel and averaged; which implementation the paper used is not known.
 """
 
 from __future__ import annotations

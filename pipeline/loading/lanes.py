@@ -13,7 +13,7 @@ Rank r of W takes rows r, r + W, ... of every batch. W divides B and L, so these
 W is: the global batch never depends on the number of ranks.
 
 Left out of an epoch: the end of the row, fewer than L pairs, and the last batch that is not full, fewer than B. They are
-others each epoch, every pair as likely. Source: ours (architecture.md calls for the properties; ray issue 37633).
+others each epoch, every pair as likely. Source: ours; what is wrong with others' order is told in ray issue 37633.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def stream(
     open_mib = min(lanes // ranks, len(records)) * shard_bytes / MIB
     if log and open_mib > cache_mib:
         log(
-            f"{open_mib:.3g} MiB of shards are in use at once but cache_mib is {cache_mib:g}: "
-            "shards are decoded again and again; raise it, or use fewer lanes"
+            f"{open_mib:.3g} MiB of shards are in use at once, {cache_mib:g} are kept in memory: they are decoded again and "
+            "again; lower train.lanes"
         )
     reader = _Reader(manifest, records, vocabulary, words, False, cache_mib, sentences, pin, read)
     rows = (order.rows(one, rank, ranks) for one in count(step))
@@ -90,7 +90,6 @@ def ordered(
     batch: int,
     start: int = 0,
     limit: int = 0,
-    pairs: bool = False,
     words: int = 0,
     threads: int = 1,
     ahead: int = 4,
@@ -101,13 +100,13 @@ def ordered(
 ) -> Iterator[Batch]:
     """Each image of a split once, with its first caption, in the order of the manifest; the last batch has what is left.
 
-    pairs: each image with each of its captions instead. start, limit: only rows start ... start + limit - 1 (limit 0: to
-    the end), so that workers share a split; no shard outside of them is opened. The rest as in `stream`.
+    start, limit: only rows start ... start + limit - 1 (limit 0: to the end), so that workers share a split; no shard outside
+    of them is opened. The rest as in `stream`.
     """
     records = _records(manifest, split)
     if batch < 1 or start < 0 or limit < 0:
         raise ValueError(f"batch {batch}, start {start} and limit {limit}: at least 1, 0 and 0 are allowed")
-    ends = np.cumsum([record.pairs if pairs else record.samples for record in records])
+    ends = np.cumsum([record.samples for record in records])
     stop = min(int(ends[-1]), start + limit) if limit else int(ends[-1])
 
     def rows(first: int) -> Rows:
@@ -115,7 +114,7 @@ def ordered(
         shard = np.searchsorted(ends, place, side="right")
         return shard, place - np.concatenate([[0], ends])[shard]
 
-    reader = _Reader(manifest, records, vocabulary, words, not pairs, cache_mib, sentences, pin, read)
+    reader = _Reader(manifest, records, vocabulary, words, True, cache_mib, sentences, pin, read)
     return reader.batches(map(rows, range(start, stop, batch)), threads, ahead)
 
 

@@ -1,7 +1,7 @@
 """The captioner: what a picture shows, word by word, with soft attention over its places; for text -> image -> text.
 
 Xu et al. 2015, Show, Attend and Tell (arXiv 1502.03044), sections 3.1 and 4.2.1 and kelvinxu/arctic-captions; the paper's talk
-captioned its drawings with it (paper.md 5). It is trained by fit.py like the systems that draw: its terms are a likelihood.
+captioned its drawings with it. It is trained by fit.py like the systems that draw: its terms are a likelihood.
 
 Choice: the features come from a small convolutional net that is trained with the captioner, where Xu et al. take those of a
 VGG net trained on ImageNet: images are 32x32 or 60x60 here, and no weights come from outside. A learned vector for each

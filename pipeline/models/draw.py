@@ -242,7 +242,7 @@ class DrawModel(CaptionModel):
         """(B, S): the given sentence vector, else the mean of what attention adds up; without captions 0.
 
         Given back as `sentence` to a model with word states, a vector stands for the caption at every step. Choice: that is
-        how alignDRAW, which has no single sentence vector, scores an image under "the mean sentence" (paper.md 7 item 4).
+        how alignDRAW, which has no single sentence vector, scores an image under "the mean sentence".
         """
         if self.config.caption == "none":
             return self.canvas_start.new_zeros(len(words), 1)
@@ -331,7 +331,7 @@ def _apart(weights: dict[str, Tensor], last: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _start_paper(model: DrawModel) -> None:
-    """The authors' start: N(0, 0.01) for every weight, 0 for every bias and initial state (paper.md 1.2)."""
+    """The authors' start: N(0, 0.01) for every weight, 0 for every bias and initial state (their util.py, lines 4-8)."""
     for name, parameter in model.named_parameters():
         if name.endswith("weight"):
             nn.init.normal_(parameter, std=0.01)

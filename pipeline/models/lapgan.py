@@ -1,7 +1,7 @@
 """LAPGAN conditioned on a sentence vector: a small image from noise, then a residual a level, each level a GAN of its own.
 
 Denton et al. 2015 (arXiv 1506.05751); the sizes are those of its class-conditional code (facebook/eyescream) with a sentence
-vector in the place of the class, as Mansimov et al. 2016 (arXiv 1511.02793) compare with and sharpen by (paper.md 2, 3).
+vector in the place of the class, as Mansimov et al. 2016 (arXiv 1511.02793) compare with and sharpen by.
 
 A level is a generator and a discriminator with the same two signatures on every level, so that one loop trains them all
 (training/adversarial.py):  generator(noise, coarse, sentence) -> image,  discriminator(image, sentence, noise) -> logit.

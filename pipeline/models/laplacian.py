@@ -39,17 +39,3 @@ def scales(images: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     for smaller in reversed(sizes[:-1]):
         scaled.insert(0, shrink(scaled[0], smaller))
     return scaled
-
-
-def decompose(images: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
-    """(B, C, H, W) -> the image of side sizes[0] and one residual (B, C, s, s) for each further size, coarse to fine."""
-    scaled = scales(images, sizes)
-    residuals = [fine - enlarge(coarse, fine.shape[-1]) for coarse, fine in zip(scaled, scaled[1:], strict=False)]
-    return scaled[0], residuals
-
-
-def compose(coarse: Tensor, residuals: list[Tensor]) -> Tensor:
-    """The image that `decompose` took apart, to the rounding of one subtraction and addition a level."""
-    for residual in residuals:
-        coarse = enlarge(coarse, residual.shape[-1]) + residual
-    return coarse

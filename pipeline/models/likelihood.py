@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,23 +22,9 @@ def standard_kl(mean_q: Tensor, log_std_q: Tensor) -> Tensor:
 def bernoulli_nll(logits: Tensor, image: Tensor) -> Tensor:
     """-log p(image) under independent Bernoulli pixels of mean sigmoid(logits): (B, ...) x 2 -> (B,), nats.
 
-    Pixels are real values in [0, 1], not binarised (paper.md 1.1 item 9), so it cannot fall below `bernoulli_entropy`.
+    Pixels are real values in [0, 1], not binarised, so it cannot fall below their entropy (evaluation/bound.py).
     """
     return F.binary_cross_entropy_with_logits(logits, image, reduction="none").flatten(1).sum(1)
-
-
-def bernoulli_nll_of_mean(mean: Tensor, image: Tensor, margin: float = 1e-3) -> Tensor:
-    """The same for a mean that is given as such, e.g. a sharpened image: (B, ...) x 2 -> (B,), nats.
-
-    Choice: the mean is kept `margin` away from 0 and 1, which a clipped image reaches and where log p is minus infinity.
-    """
-    mean = mean.clamp(margin, 1 - margin)
-    return F.binary_cross_entropy(mean, image, reduction="none").flatten(1).sum(1)
-
-
-def bernoulli_entropy(image: Tensor) -> Tensor:
-    """(B, ...) -> (B,) nats: the floor of `bernoulli_nll`, reached by the mean that equals the image."""
-    return -(torch.xlogy(image, image) + torch.xlogy(1 - image, 1 - image)).flatten(1).sum(1)
 
 
 def gaussian_nll(mean: Tensor, image: Tensor, deviation: float) -> Tensor:

@@ -1,6 +1,6 @@
 """The sharpener: a finest level of LAPGAN that adds edges to a blurry drawing, conditioned on its caption.
 
-Mansimov et al. 2016 (arXiv 1511.02793), section 3.3 and their sharpen.py (paper.md 3). It stands behind a drawing model that
+Mansimov et al. 2016 (arXiv 1511.02793), section 3.3 and their sharpen.py. It stands behind a drawing model that
 stays as it is; training/adversarial.py trains it against a discriminator (lapgan.LevelDiscriminator) that is then dropped.
 
 Choice: the sentence is the drawing model's own (`describe`: the mean of its word states; its skip-thought vector only where it

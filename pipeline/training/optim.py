@@ -1,7 +1,7 @@
 """Optimizer, learning rate and clipping, from the config.
 
-The paper's are RMSprop with the constant under the root and a norm limit for every tensor on its own (paper.md section 1.2;
-the authors' coco/alignDraw.py, lines 405-425). Adam with warm-up, cosine decay and one limit for all tensors together is
+The paper's are RMSprop with the constant under the root and a norm limit for every tensor on its own (the
+authors' coco/alignDraw.py, lines 405-425). Adam with warm-up, cosine decay and one limit for all tensors together is
 what learns in minutes.
 """
 

@@ -103,7 +103,7 @@ def test_only_the_words_that_differ_are_marked() -> None:
 
 
 def test_every_caption_of_the_paper_is_drawn() -> None:
-    """Section 5.1 and the talk, as shared/paper.md (5) gives them."""
+    """Section 5.1 and the talk."""
     for caption in [
         "a stop sign is flying in blue skies",
         "a herd of elephants flying in the blue skies",

@@ -77,14 +77,13 @@ def by_tarfile(manifest: Manifest) -> list[tuple[str, np.ndarray, tuple[str, ...
 def test_other_readers_find_the_same_samples(written, reader) -> None:
     manifest, samples, vocabulary = written
     theirs = reader(manifest)
-    batches = list(ordered(manifest, vocabulary, "train", batch=5, pairs=True))
+    batches = list(ordered(manifest, vocabulary, "train", batch=5))
     ours = [(key, image) for batch in batches for key, image in zip(batch.keys, batch.images.numpy(), strict=True)]
-    assert len(ours) == sum(len(captions) for _, _, captions in theirs) == manifest.pairs("train")
-    their_pairs = [(key, image, text) for key, image, captions in theirs for text in captions]
+    assert len(ours) == len(theirs) and sum(len(captions) for *_, captions in theirs) == manifest.pairs("train")
     words = [row[keep].tolist() for batch in batches for row, keep in zip(batch.words, batch.keep, strict=True)]
-    for (key, image), ids, (their_key, their_image, text) in zip(ours, words, their_pairs, strict=True):
+    for (key, image), ids, (their_key, their_image, captions) in zip(ours, words, theirs, strict=True):
         assert key == their_key
-        assert ids == vocabulary.numbers(text)
+        assert ids == vocabulary.numbers(captions[0])
         assert np.array_equal(np.rint(image * 255).astype(np.uint8), their_image.transpose(2, 0, 1))
     assert [captions for _, _, captions in theirs] == [sample.captions for sample in samples]
 

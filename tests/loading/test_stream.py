@@ -170,7 +170,7 @@ def test_memory_is_the_cache_and_one_shard_a_thread(shelf) -> None:
 def test_a_cache_too_small_for_the_open_shards_is_mentioned(shelf) -> None:
     data, lines = shelf([[2] * 5] * 30, size=40), []
     take(open_stream(data, cache_mib=0.01, log=lines.append), 1)
-    assert "cache_mib is 0.01" in lines[0] and "epoch 0" in lines[1]
+    assert "0.01 are kept in memory" in lines[0] and "epoch 0" in lines[1]
 
 
 def test_a_cache_of_nothing_still_keeps_the_last_shard() -> None:
@@ -335,15 +335,12 @@ def open_ordered(data, **change) -> Iterator[Batch]:
     return ordered(data.manifest, data.vocabulary, options.pop("split"), **options)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_evaluation_reads_everything_once_in_order_and_the_last_batch_is_what_is_left(shelf, pairs, threads) -> None:
+def test_evaluation_reads_everything_once_in_order_and_the_last_batch_is_what_is_left(shelf, threads) -> None:
     data = shelf(UNEVEN)
-    everything = (
-        data.pairs() if pairs else list({key: (key, im, text) for key, im, text in reversed(data.pairs())}.values())
-    )
+    everything = list({key: (key, im, text) for key, im, text in reversed(data.pairs())}.values())  # the first captions
     everything.sort(key=lambda pair: pair[0])
-    batches = list(open_ordered(data, pairs=pairs, threads=threads))
+    batches = list(open_ordered(data, threads=threads))
     assert [len(batch) for batch in batches] == [4] * (len(everything) // 4) + [len(everything) % 4]
     read = [row for batch in batches for row in rows(batch)]
     ids, keep = data.vocabulary.encode([text for _, _, text in everything])
@@ -353,24 +350,24 @@ def test_evaluation_reads_everything_once_in_order_and_the_last_batch_is_what_is
     assert Counter(data.opened) == {record.name: 1 for record in data.manifest.shards if record.samples}
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_workers_share_a_split_by_start_and_limit_and_open_their_own_shards_only(shelf, pairs: bool) -> None:
+def test_workers_share_a_split_by_start_and_limit_and_open_their_own_shards_only(shelf) -> None:
     data = shelf([[2] * 6] * 5)
-    whole = [row for batch in open_ordered(data, pairs=pairs) for row in rows(batch)]
+    whole = [row for batch in open_ordered(data) for row in rows(batch)]
     data.opened.clear()
-    part = [row for batch in open_ordered(data, pairs=pairs, start=7, limit=10) for row in rows(batch)]
+    part = [row for batch in open_ordered(data, start=7, limit=10) for row in rows(batch)]
     assert part == whole[7:17]
-    assert data.opened == (["train-00000.tar", "train-00001.tar"] if pairs else ["train-00001.tar", "train-00002.tar"])
-    assert [row for batch in open_ordered(data, pairs=pairs, start=25) for row in rows(batch)] == whole[25:]
+    assert data.opened == ["train-00001.tar", "train-00002.tar"]
+    assert [row for batch in open_ordered(data, start=25) for row in rows(batch)] == whole[25:]
     assert list(open_ordered(data, start=60)) == []
-    assert sum(map(len, open_ordered(data, pairs=pairs, limit=10**6))) == len(whole)
+    assert sum(map(len, open_ordered(data, limit=10**6))) == len(whole)
 
 
 def test_evaluation_batches_carry_sentence_vectors_of_their_captions(shelf) -> None:
     data = shelf(UNEVEN)
-    batches = open_ordered(data, pairs=True, sentences=lambda texts: np.array([[len(t), 1] for t in texts], np.float32))
+    batches = open_ordered(data, sentences=lambda texts: np.array([[len(t), 1] for t in texts], np.float32))
     lengths = torch.cat([batch.sentence for batch in batches])
-    assert lengths.tolist() == [[len(text), 1] for _, _, text in data.pairs()]
+    firsts = {key: text for key, _, text in reversed(data.pairs())}
+    assert lengths.tolist() == [[len(firsts[key]), 1] for key in sorted(firsts)]
 
 
 @pytest.mark.parametrize("change", [{"batch": 0}, {"start": -1}, {"limit": -1}, {"threads": 0}, {"split": "val"}])

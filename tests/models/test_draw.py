@@ -41,7 +41,7 @@ def random_model(config: DrawConfig, channels: int, size: int = 7):
     return model
 
 
-# ---- the transcription: equations of paper.md section 1, nothing of the model but its numbers
+# ---- the transcription: equations of the paper and of its authors' code, nothing of the model but its numbers
 
 
 def lstm(p, cell, gates, h, c):
@@ -369,7 +369,7 @@ def test_words_are_the_values_of_an_attention_only():
     [("coco-aligndraw", 25_323, 32, 3, 33.10e6), ("mnist-aligndraw", 23, 60, 1, 2.37e6)],
 )
 def test_parameter_counts_are_the_papers(recipe, vocabulary, size, channels, published):
-    """paper.md 1.2. Counted by hand below from the sizes alone; no difference is left to explain."""
+    """As the authors print them. Counted by hand below from the sizes alone; no difference is left to explain."""
     config = find_recipe(recipe).model
     e, g, z, n, a = config.encoder, config.generator, config.latent, config.language, config.align
     m, read, write, pixels = 2 * n, config.read_size, config.write_size, channels * size**2

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.laplacian import compose, decompose, enlarge, pyramid_sizes, shrink
+from pipeline.models.laplacian import enlarge, pyramid_sizes, scales, shrink
 
 
 @pytest.mark.parametrize("size, levels", [(32, 1), (32, 2), (60, 3), (33, 4), (7, 3)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pyramid_gives_back_every_pixel_value(size: int, levels: int, channels: int) -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, channels, size, size), dtype=np.uint8))
-    coarse, residuals = decompose(pixels.float() / 255, pyramid_sizes(size, levels))
-    assert len(residuals) == levels - 1
-    again = compose(coarse, residuals)
+    scaled = scales(pixels.float() / 255, pyramid_sizes(size, levels))
+    assert len(scaled) == levels
+    again = scaled[0]
+    for coarse, fine in zip(scaled, scaled[1:]):
+        residual = fine - enlarge(coarse, fine.shape[-1])
+        again = enlarge(again, fine.shape[-1]) + residual
     assert torch.equal((again * 255).round().to(torch.uint8), pixels)
     assert (again - pixels.float() / 255).abs().max() <= 2**-23 * levels  # a rounding a level, no more
 
@@ -28,9 +31,9 @@ def test_shrinking_by_two_is_the_mean_of_four_pixels() -> None:
 
 
 def test_a_flat_image_has_no_residual() -> None:
-    coarse, residuals = decompose(torch.full((1, 3, 20, 20), 0.25), pyramid_sizes(20, 3))
-    assert torch.equal(coarse, torch.full((1, 3, 5, 5), 0.25))
-    assert all(not residual.any() for residual in residuals)
+    scaled = scales(torch.full((1, 3, 20, 20), 0.25), pyramid_sizes(20, 3))
+    assert torch.equal(scaled[0], torch.full((1, 3, 5, 5), 0.25))
+    assert all(torch.equal(enlarge(coarse, fine.shape[-1]), fine) for coarse, fine in zip(scaled, scaled[1:]))
 
 
 def test_enlarging_is_linear_between_the_centres_of_pixels() -> None:

@@ -7,13 +7,8 @@ import math
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from pipeline.models.likelihood import (
-    bernoulli_entropy,
-    bernoulli_nll,
-    bernoulli_nll_of_mean,
-    gaussian_kl,
-    standard_kl,
-)
+from pipeline.evaluation.bound import bernoulli_cost, entropy_floor
+from pipeline.models.likelihood import bernoulli_nll, gaussian_kl, standard_kl
 
 
 def test_gaussian_kl_equals_torch_distributions():
@@ -35,17 +30,12 @@ def test_bernoulli_nll_of_binary_pixels_equals_torch_distributions():
     image = (torch.rand(4, 1, 5, 5) > 0.5).double()
     truth = -Bernoulli(logits=logits).log_prob(image).sum((1, 2, 3))
     torch.testing.assert_close(bernoulli_nll(logits, image), truth)
-    torch.testing.assert_close(bernoulli_nll_of_mean(torch.sigmoid(logits), image, margin=1e-9), truth)
+    torch.testing.assert_close(bernoulli_cost(torch.sigmoid(logits), image), truth)
 
 
 def test_the_floor_is_reached_by_the_image_itself_and_by_nothing_else():
     image = torch.rand(4, 3, 4, 4, dtype=torch.float64)
-    floor = bernoulli_entropy(image)
+    floor = entropy_floor(image)
     torch.testing.assert_close(bernoulli_nll(torch.logit(image), image), floor)
     assert (bernoulli_nll(torch.logit(image) + 0.1, image) > floor).all()
-    assert math.isclose(bernoulli_entropy(torch.tensor([[0.0, 1.0, 0.5]])).item(), math.log(2), rel_tol=1e-6)
-
-
-def test_a_clipped_mean_has_a_finite_cost_of_its_margin():
-    cost = bernoulli_nll_of_mean(torch.tensor([[0.0]]), torch.tensor([[1.0]]), margin=1e-3)
-    assert math.isclose(cost.item(), -math.log(1e-3), rel_tol=1e-5)
+    assert math.isclose(entropy_floor(torch.tensor([[[[0.0, 1.0, 0.5]]]])).item(), math.log(2), rel_tol=1e-6)
