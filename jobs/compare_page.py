@@ -67,6 +67,7 @@ def build_page(
         *(_sharpening(artists) if len(artists) > 1 else []),
         *(_text_image_text(main, captioner) if captioner and main.captioned else []),
         *_learning(artists, captioner),
+        *_composing(artists),
         *_believing(artists),
     ]
     path = storage.join(folder, PAGE)
@@ -350,6 +351,27 @@ def _learning(artists: dict[str, Artist], captioner: Workspace | None) -> list[S
     return [Section("How they learned" if len(runs) > 1 else "How it learned", see, parts)] if parts else []
 
 
+def _composing(artists: dict[str, Artist]) -> list[Section]:
+    """What was drawn right, of captions that were seen and that were held out, at each validation."""
+    from pipeline.evaluation.tables import GROUPS
+    from pipeline.figures.html import Charts, Section
+    from pipeline.tracking import history
+
+    charts = []
+    for name, artist in artists.items():
+        metrics = history(artist.workspace.stage("train"))
+        judged = {label: metrics.get(f"val/drawn/{group}/right") for group, label in GROUPS.items()}
+        if judged := {label: points for label, points in judged.items() if points}:
+            shares = f"The share of captions that {name} drew all right at the end"
+            charts.append(_chart(judged, f"steps of {name}", "drawn all right", shares))
+    see = (
+        "How many captions were drawn with every digit right, at its place, and nothing else, as the judge reads it: those that "
+        "training may have had, and those whose combinations it never had. Where they part, captions are learned by heart."
+    )
+    heading = "What they drew right while they learned" if len(artists) > 1 else "What it drew right while it learned"
+    return [Section(heading, see, [Charts(charts)])] if charts else []
+
+
 def _believing(artists: dict[str, Artist]) -> list[Section]:
     """What the discriminators of LAPGAN's levels and of the sharpeners believed."""
     from pipeline.figures.html import Charts, Section
@@ -362,7 +384,10 @@ def _believing(artists: dict[str, Artist]) -> list[Section]:
             for metric in sorted(metrics):
                 if told := re.fullmatch(r"train/(?:level(\d+)/)?real", metric):
                     label = f"{player}, level {told[1]}" if told[1] else player
-                    charts.append(_belief(label, metrics[metric], metrics[metric.removesuffix("real") + "fake"]))
+                    fake = metrics[metric.removesuffix("real") + "fake"]
+                    believed = {"real images": metrics[metric], "generated images": fake}
+                    sure = f"How sure the discriminator of {label} was at the end that images are real"
+                    charts.append(_chart(believed, f"steps of {label}", "how sure that it is real", sure))
     see = (
         "How sure each discriminator is, on average, that real and generated images are real. Where both lines lie flat at "
         "0.5 it only guesses, and its generator learns nothing from it; at 1 and 0 it is never fooled."
@@ -370,21 +395,15 @@ def _believing(artists: dict[str, Artist]) -> list[Section]:
     return [Section("What the discriminators believed", see, [Charts(charts)])] if charts else []
 
 
-def _belief(player: str, real: Sequence[tuple], fake: Sequence[tuple]) -> Chart:
-    """How sure a discriminator was that images are real: (step, seconds, mean probability) of real and of generated ones."""
+def _chart(series: dict[str, Sequence[tuple]], across: str, up: str, shown: str) -> Chart:
+    """Shares between 0 and 1 by name, (step, seconds, share) each; its words are `shown` and where each of them ends."""
     from pipeline.figures.curves import Curve, curves
     from pipeline.figures.html import Chart
 
-    series = [
-        Curve(name, [(step, value) for step, _, value in points])
-        for name, points in (("real images", real), ("generated images", fake))
-    ]
-    ends = ", ".join(f"{curve.name} {curve.train[-1][1]:.2f}" for curve in series)
-    light, dark = (
-        curves(series, f"steps of {player}", "how sure that it is real", dark, probabilities=True)
-        for dark in (False, True)
-    )
-    return Chart(light, dark, f"How sure the discriminator of {player} was at the end that images are real: {ends}")
+    lines = [Curve(name, [(step, value) for step, _, value in points]) for name, points in series.items()]
+    ends = ", ".join(f"{line.name} {line.train[-1][1]:.2f}" for line in lines)
+    light, dark = (curves(lines, across, up, dark, probabilities=True) for dark in (False, True))
+    return Chart(light, dark, f"{shown}: {ends}")
 
 
 def _curves(kind: str, runs: dict[str, Workspace]) -> list[Charts]:

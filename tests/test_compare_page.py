@@ -60,6 +60,9 @@ def trained(out: Path, config: RunConfig, dataset: str, sharpened: bool = True) 
                 beliefs = {"level0/real": 0.8, "level0/fake": 0.2, "level1/real": 0.5, "level1/fake": 0.5}
                 tracker.metrics({f"train/{name}": value for name, value in beliefs.items()}, step)
         tracker.metrics({"val/bound": -100.0, "val/caption": 70.0}, 38)
+        for step, share in ((20, 0.25), (40, 0.75)) if config.train.judged else ():
+            groups = ("one_digit/seen", "one_digit/held_out", "two_digits/seen", "two_digits/held_out")
+            tracker.metrics({f"val/drawn/{group}/right": share - i / 8 for i, group in enumerate(groups)}, step)
         path = checkpoint.save(storage.join(workspace.stage("train"), "checkpoints"), state, origin)
         workspace.finish("train", {"checkpoint": path, "step": 40, "dataset": dataset, "mlflow_run_id": None})
         if sharpened:
@@ -75,10 +78,9 @@ def trained(out: Path, config: RunConfig, dataset: str, sharpened: bool = True) 
 def index(tmp_path_factory: pytest.TempPathFactory, dataset: str) -> Path:
     """The page of four systems and a captioner."""
     out = tmp_path_factory.mktemp("out")
-    runs = [
-        trained(out, find_recipe(name), dataset, sharpened=name != "tiny-lapgan")
-        for name in ("tiny-aligndraw", "tiny-noaligndraw", "tiny-conv-vae", "tiny-lapgan")
-    ]
+    recipes = list(map(find_recipe, ("tiny-aligndraw", "tiny-noaligndraw", "tiny-conv-vae", "tiny-lapgan")))
+    recipes[0] = replace(recipes[0], train=replace(recipes[0].train, judged=4))
+    runs = [trained(out, config, dataset, sharpened=config.name != "tiny-lapgan") for config in recipes]
     teller = trained(out, find_recipe("tiny-captioner"), dataset, sharpened=False)
     path = build_page(str(out / "report"), f"Four systems {HOSTILE}", runs, TABLES, teller)
     assert path == str(out / "report" / "index.html")
@@ -152,10 +154,16 @@ def test_the_sections_are_those_of_the_runs(browser, index: Path) -> None:
         "Before and after sharpening",
         "Text to image to text",
         "How they learned",
+        "What they drew right while they learned",
         "What the discriminators believed",
     ]
+    judged = page.evaluate(
+        "[...document.querySelectorAll('#s11 img')].map(i => i.alt.match(/that (.*) drew.*: (.*)/).slice(1))"
+    )
+    ends = "one digit, seen 0.75, one digit, held out 0.62, two digits, seen 0.50, two digits, held out 0.38"
+    assert judged == [["alignDRAW", ends]]
     believed = page.evaluate(
-        "[...document.querySelectorAll('#s11 img')].map(i => i.alt.match(/of (.*) was .*: (.*)/).slice(1))"
+        "[...document.querySelectorAll('#s12 img')].map(i => i.alt.match(/of (.*) was .*: (.*)/).slice(1))"
     )
     sharpeners = [
         [f"{name}'s sharpener", "real images 0.75, generated images 0.25"]
