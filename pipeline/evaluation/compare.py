@@ -112,10 +112,8 @@ def decide(bound: Gap, guards: Mapping[str, Gap]) -> tuple[bool, str]:
 def _half_width(figures: Mapping[str, float], name: str) -> float:
     """Half of a figure's interval: from its standard error, or from the ends it is given with; 0 where neither is known."""
     if f"{name}_se" in figures:
-        count = figures.get(
-            f"{name.rpartition('/')[0]}/captions", math.inf
-        )  # a group of captions may be as few as four
-        return deviations(count) * figures[f"{name}_se"]
+        captions = f"{name.rpartition('/')[0]}/captions"  # of a group of judged ones: as few as four
+        return deviations(figures.get(captions, math.inf)) * figures[f"{name}_se"]
     if f"{name}_low" in figures:
         return (figures[f"{name}_high"] - figures[f"{name}_low"]) / 2
     return 0.0
