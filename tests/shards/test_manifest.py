@@ -120,6 +120,7 @@ CHANGES = [
     {"train": 7},
     {"val": 7},
     {"test": 7},
+    {"wordings": 2},
     {"samples_per_shard": 7},
     {"captions": 1},
     {"seed": 1},
