@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, NoReturn
 from jobs import experiment
 from jobs.arguments import Arguments, absolute, entry, parse
 from jobs.artist import SUBJECTS
-from jobs.workspace import BOUNDED, DRAWLESS, EXPERIMENT, Workspace, computed
+from jobs.workspace import EXPERIMENT, Workspace, computed
 from pipeline import storage
-from pipeline.config import RunConfig, difference, from_dict, to_dict
+from pipeline.config import BOUNDED, DRAWLESS, RunConfig, difference, from_dict, to_dict
 from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 if TYPE_CHECKING:

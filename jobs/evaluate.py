@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.arguments import entry, parse
-from jobs.workspace import BOUNDED, Workspace
+from jobs.workspace import Workspace
 from pipeline import storage
-from pipeline.config import to_dict
+from pipeline.config import BOUNDED, to_dict
 
 VALUES = "values.npz"  # what the figures are means of, image by image (pipeline/evaluation/values.py)
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.arguments import absolute, entry
-from jobs.workspace import DRAWLESS
 from pipeline import storage
+from pipeline.config import DRAWLESS
 from pipeline.tracking import tracking_uri
 
 if TYPE_CHECKING:

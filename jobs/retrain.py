@@ -23,9 +23,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.arguments import Arguments, entry, parse
-from jobs.workspace import BOUNDED, STAGES, Workspace
+from jobs.workspace import STAGES, Workspace
 from pipeline import storage
-from pipeline.config import to_dict
+from pipeline.config import BOUNDED, to_dict
 from pipeline.recipes import RECIPES
 from pipeline.tracking import PARENT, Tracker, git_commit, tracking_uri
 

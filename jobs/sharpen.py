@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.arguments import entry, parse
-from jobs.workspace import BOUNDED, EXPERIMENT, Workspace
+from jobs.workspace import EXPERIMENT, Workspace
 from pipeline import storage
-from pipeline.config import to_dict
+from pipeline.config import BOUNDED, to_dict
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

@@ -12,13 +12,11 @@ import json
 from collections.abc import Iterator
 
 from pipeline import storage
-from pipeline.config import RunConfig, difference, from_dict, to_dict
+from pipeline.config import BOUNDED, DRAWLESS, RunConfig, difference, from_dict, to_dict
 from pipeline.tracking import PARENT, Tracker, tracking_uri
 
 EXPERIMENT = "caption-canvas"  # MLflow's experiment, for all runs
 STAGES = ("shard", "train", "sharpen", "evaluate", "figures")
-# Kinds of models: with a bound on log p(image | caption), whose reconstructions can be sharpened; and that draw nothing
-BOUNDED, DRAWLESS = ("draw", "vae"), ("captioner", "skipthought")
 
 # How a run is executed, not what it computes: a run may go on with other values
 EXECUTION = {

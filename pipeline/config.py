@@ -393,6 +393,10 @@ class EvaluationConfig:
             raise ValueError(f"EvaluationConfig.shortlist: {self.shortlist} is not allowed; at least 2 candidates")
 
 
+# Kinds of models: with a bound on log p(image | caption), whose reconstructions can be sharpened; and that draw nothing
+BOUNDED, DRAWLESS = ("draw", "vae"), ("captioner", "skipthought")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run."""
@@ -419,7 +423,7 @@ class RunConfig:
             )
         if self.train.accumulate > 1 and self.model.kind == "lapgan":
             raise ValueError("train.accumulate: a lapgan takes a batch at once; lower --train.batch or add workers")
-        if self.train.judged and self.model.kind in ("captioner", "skipthought"):
+        if self.train.judged and self.model.kind in DRAWLESS:
             raise ValueError(f"train.judged: a {self.model.kind} draws nothing that could be judged; leave it out")
         if (
             self.model.kind == "draw"

@@ -220,8 +220,9 @@ def mnist_composing_full() -> RunConfig:
     base, small = mnist_aligndraw(), mnist_composing()
     departures = ("values", "align_where", "prior", "dropout", "start", "canvas")
     model = replace(base.model, where=100, **{name: getattr(small.model, name) for name in departures})
-    train = replace(small.train, steps=10_000, batch=50, lanes=50, lr=2.5e-3, warmup=200, kl_warmup=0.2, save_every=250)
-    return replace(base, name="mnist-composing-full", model=model, train=replace(train, validate_images=500))
+    length = dict(steps=10_000, batch=50, lanes=50, lr=2.5e-3, warmup=200, kl_warmup=0.2)
+    train = replace(small.train, save_every=250, validate_images=500, **length)
+    return replace(base, name="mnist-composing-full", model=model, train=train)
 
 
 @recipe

@@ -1,4 +1,6 @@
-"""What a run tells MLflow: parameters, metrics by step, tags and artifacts; the end of the flow. Only this and registry.py know MLflow.
+"""What a run tells MLflow: parameters, metrics by step, tags and artifacts; the end of the flow.
+
+Only this file and registry.py know MLflow.
 
 Tracking is a journal first. Every record is appended to `tracking.jsonl` in the stage's folder, which is the truth; a
 background thread sends what is new to the server in batches and remembers how far it came in `tracking.sent.json`. An object

@@ -124,12 +124,13 @@ class LabelledCaption:
 
 def labelled_captions() -> dict[str, LabelledCaption]:
     """Every caption there can be, in any wording, and what must be seen in its drawing."""
-    return {
-        label.caption: label
+    labels = (
+        template.label(digits, wording)
         for template in TEMPLATES
         for digits in np.ndindex(*(10,) * len(template.places))
-        for label in (template.label(digits, wording) for wording in range(len(template.wordings)))
-    }
+        for wording in range(len(template.wordings))
+    )
+    return {label.caption: label for label in labels}
 
 
 def held_out_captions(facts: dict[str, Any], *, digits: int) -> list[LabelledCaption]:
@@ -221,9 +222,9 @@ def draw_held_out(seed: int) -> list[tuple[int, ...]]:
 def draw_samples(
     config: DatasetConfig, plan: ShardPlan, labels: np.ndarray
 ) -> Iterator[tuple[Template, int, list[int], list[int], list[int]]]:
-    """Template, number of its wording, source digits, rows and columns of each sample of a plan: arithmetic on a counter, drawn for all at once.
+    """Template, number of its wording, source digits, rows and columns of each sample of a plan.
 
-    A digit's image is uniform over the split's digits that its slot does not hold out, as if drawn until accepted.
+    Arithmetic on a counter, drawn for all at once. A digit's image is uniform over the split's digits that its slot does not hold out, as if drawn until accepted.
     """
     held_out, count = draw_held_out(config.seed), plan.stop - plan.start
     words = random_words(f"samples of {plan.split}", config.seed, plan.start, count, WORDS_A_SAMPLE)
