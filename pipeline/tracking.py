@@ -336,22 +336,27 @@ class Journal(Segment):
                 found = [self._write({"run": uuid.uuid4().hex, **head})]
             elif self.path.stat().st_size == 0:
                 self._write(found[0])  # as the others' segments begin
+            self._seen = {key for record in found for key in _points(record)}
+            self._known = self.path.stat().st_size  # bytes of it whose points are in `_seen`
         if storage.is_remote(folder):  # a borrowed head alone is not worth an object
             self.kept = 0 if new else self.path.stat().st_size
-        self._seen = {key for record in found for key in _points(record)}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write what of a record is new: a parameter's name, a metric's name and step; all of any other kind."""
-        for kind in ("params", "metrics"):
-            if kind in record:
-                new = {
-                    name: value for name, value in record[kind].items() if (name, record.get("step")) not in self._seen
-                }
-                if not new:
-                    return
-                record = {**record, kind: new}
-        self._seen.update(_points(record))
-        self._write(record)
+        with _locked(self.path):  # so that of two processes with the same point one sees the other's
+            for other, self._known in self.lines(self._known):
+                self._seen.update(_points(other))
+            for kind in ("params", "metrics"):
+                if kind in record:
+                    new = {
+                        name: value
+                        for name, value in record[kind].items()
+                        if (name, record.get("step")) not in self._seen
+                    }
+                    if not new:
+                        return
+                    record = {**record, kind: new}
+            self._write(record)
 
     def close(self) -> None:
         self._file.close()
