@@ -344,8 +344,9 @@ class Journal(Segment):
     def append(self, record: dict[str, Any]) -> None:
         """Write what of a record is new: a parameter's name, a metric's name and step; all of any other kind."""
         with _locked(self.path):  # so that of two processes with the same point one sees the other's
-            for other, self._known in self.lines(self._known):
+            for other, end in self.lines(self._known):
                 self._seen.update(_points(other))
+                self._known = end
             for kind in ("params", "metrics"):
                 if kind in record:
                     new = {
