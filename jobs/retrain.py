@@ -177,8 +177,8 @@ def _stages(workspace: Workspace, arguments: RetrainArguments, source: object, c
     print("== shard", flush=True)
     takes_over = _takes_over(arguments, source)
     made = {"shard": shard.main(shard.ShardArguments(**vars(given), retry_rejected=takes_over))}
-    if champion is not None and arguments.warm_start:
-        _warm_start(workspace, champion, made["shard"]["dataset"])
+    start = champion.drawing if champion is not None and arguments.warm_start else None
+    given = train.TrainArguments(**vars(given), start_from=start)
     for stage in (train, sharpen, evaluate):
         name = stage.__name__.rpartition(".")[2]
         print(f"== {name}", flush=True)
@@ -196,32 +196,6 @@ def _takes_over(arguments: Arguments, source: object) -> bool:
     folder = dataset_folder(arguments.out, arguments.config.dataset, source.digest)
     there = datasets(arguments.out, arguments.config.dataset)
     return bool(there) and folder not in there and all(plan.rows for plan in source.plan)
-
-
-def _warm_start(workspace: Workspace, champion: Version, dataset: str) -> None:
-    """Give training a checkpoint of step 0 with the champion's weights, unless it has begun; it goes on from there."""
-    from pipeline import checkpoint
-    from pipeline.models.build import build_model
-    from pipeline.on_ray.group import CHECKPOINTS
-    from pipeline.shards.manifest import VOCABULARY, load_manifest
-    from pipeline.text.vocabulary import Vocabulary
-    from pipeline.training.optim import make_optimizer
-    from pipeline.training.state import TrainState
-    from pipeline.training.warm import take_weights
-
-    folder, config = storage.join(workspace.stage("train"), CHECKPOINTS), workspace.config
-    if checkpoint.found(folder):
-        return
-    manifest, old = load_manifest(dataset), checkpoint.load(champion.drawing, optimizers=False)
-    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
-    model = build_model(config.model, len(vocabulary), manifest.size, manifest.channels, config.train.seed)
-    try:
-        known = take_weights(model, old.networks["model"], vocabulary.words, old.origin.vocabulary.words)
-    except ValueError as differs:
-        raise ValueError(f"--warm-start from version {champion.number}: {differs}; leave it out") from None
-    origin = checkpoint.Origin(config, vocabulary, manifest.size, manifest.channels)
-    checkpoint.save(folder, TrainState.of(model, make_optimizer(model, config.train)), origin)
-    print(f"warm start from version {champion.number}, which knew {known} of {len(vocabulary)} words", flush=True)
 
 
 def _choose(

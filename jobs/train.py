@@ -2,6 +2,8 @@
 
     python -m jobs.train mnist-aligndraw --data data/mnist --out out
     python -m jobs.train digits-demo --out out --train.steps 200 --train.workers 2
+    python -m jobs.train digits-demo --out out --name longer --train.lr 0.0005 \
+        --start-from out/runs/digits-demo/train/checkpoints/step-00005000
 
 Stopped by a signal it saves first; started again it goes on where it was.
 """
@@ -9,16 +11,23 @@ Stopped by a signal it saves first; started again it goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from jobs.arguments import entry, parse
+from jobs.arguments import Arguments, absolute, entry, parse
 from jobs.workspace import EXPERIMENT, Workspace
 from pipeline import storage
 from pipeline.config import to_dict
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments):
+    start_from: str | None = None
+    """A checkpoint's folder: training begins with its weights; words that it does not know begin anew. None: at random."""
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """The best checkpoint and how training ended."""
-    arguments = parse(__doc__, argv)
+    arguments = parse(__doc__, argv, TrainArguments)
     workspace = Workspace(arguments.out, arguments.config)
     with workspace.opened():
         if (result := workspace.finished("train")) is not None:
@@ -26,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
                 f"run {arguments.config.name} is finished: {result['step']} steps, {result['checkpoint']}", flush=True
             )
             return result
-        return _train(workspace, arguments.data)
+        return _train(workspace, arguments)
 
 
-def _train(workspace: Workspace, data: str | None) -> dict:
+def _train(workspace: Workspace, arguments: TrainArguments) -> dict:
     from pipeline import checkpoint
     from pipeline.on_ray.connect import connect
     from pipeline.on_ray.group import CHECKPOINTS
@@ -40,11 +49,13 @@ def _train(workspace: Workspace, data: str | None) -> dict:
     from pipeline.tracking import tracking_uri
 
     config, folder = workspace.config, workspace.stage("train")
-    source = open_source(config.dataset, data).digest if data else None
+    source = open_source(config.dataset, arguments.data).digest if arguments.data else None
     dataset = find_dataset(workspace.out, config.dataset, source)
     with workspace.tracker("train") as tracker:
         tracker.params(to_dict(config))
         tracker.tags({"data": load_manifest(dataset).digest})
+        if arguments.start_from is not None and not checkpoint.found(storage.join(folder, CHECKPOINTS)):
+            tracker.tags({"start_from": _start(workspace, dataset, absolute(arguments.start_from))})
         connect()
         judge = None
         if config.train.judged and config.dataset.source in JUDGED:
@@ -66,6 +77,29 @@ def _train(workspace: Workspace, data: str | None) -> dict:
                 "mlflow_run_id": tracker.run_id,
             },
         )
+
+
+def _start(workspace: Workspace, dataset: str, path: str) -> str:
+    """Give training a checkpoint of step 0 with the weights of another one, whose path is returned; it goes on from there."""
+    from pipeline import checkpoint
+    from pipeline.on_ray.group import CHECKPOINTS
+    from pipeline.on_ray.train import new_state
+    from pipeline.shards.manifest import VOCABULARY, load_manifest
+    from pipeline.text.vocabulary import Vocabulary
+    from pipeline.training.warm import take_weights
+
+    manifest, other = load_manifest(dataset), checkpoint.load(path, optimizers=False)
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
+    origin = checkpoint.Origin(workspace.config, vocabulary, manifest.size, manifest.channels)
+    state = new_state(origin)
+    for name, network in state.networks.items():
+        try:
+            known = take_weights(network, other.networks.get(name, {}), vocabulary.words, other.origin.vocabulary.words)
+        except ValueError as differs:
+            raise ValueError(f"training cannot start from {path}: {differs}") from None
+    checkpoint.save(storage.join(workspace.stage("train"), CHECKPOINTS), state, origin)
+    print(f"starting from {path}, which knew {known} of {len(vocabulary)} words", flush=True)
+    return path
 
 
 if __name__ == "__main__":

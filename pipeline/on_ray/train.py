@@ -117,17 +117,21 @@ def train_worker(order: dict) -> dict | None:
 
 
 def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:
-    """The state to train from: the latest checkpoint's, else that of step 0, which is a function of the config."""
+    """The state to train from: the latest checkpoint's, else that of step 0."""
+    state = new_state(origin)
+    for network in state.networks.values():
+        network.to(ranks.device)  # before restoring: an optimizer's memory goes where its parameters are
+    go_on(state, folder, origin.config.train.steps, ranks, say)
+    return state
+
+
+def new_state(origin: Origin) -> TrainState:
+    """The state of step 0, a function of the config."""
     config = origin.config
     model = build_model(config.model, len(origin.vocabulary), origin.size, origin.channels, config.train.seed)
     if isinstance(model, Lapgan):
-        state = lapgan_state(model, config.train)
-    else:
-        state = TrainState.of(model, make_optimizer(model, config.train))
-    for network in state.networks.values():
-        network.to(ranks.device)  # before restoring: an optimizer's memory goes where its parameters are
-    go_on(state, folder, config.train.steps, ranks, say)
-    return state
+        return lapgan_state(model, config.train)
+    return TrainState.of(model, make_optimizer(model, config.train))
 
 
 def go_on(state: TrainState, folder: str, steps: int, ranks: Ranks, say: Say) -> None:

@@ -300,6 +300,44 @@ def test_the_job_finishes_once_and_refuses_another_config_under_its_name(
         job.main([*words, "--train.lr", "0.5"])
 
 
+@pytest.mark.parametrize("recipe", ["tiny-aligndraw", "tiny-lapgan"])
+def test_training_starts_from_the_weights_of_another_checkpoint(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, recipe: str
+) -> None:
+    out = Path(dataset).parent.parent
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr(training, "run_group", lambda work, order, *rest: work({**order, "stop": f"{out}/stop"}))
+    monkeypatch.setenv("CANVAS_FOLDER", str(out))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def train(name: str, *more: str, steps: int = 3) -> dict[str, dict[str, Tensor]]:
+        words = [recipe, "--out", str(out), "--name", f"{recipe}-{name}", "--train.steps", str(steps)]
+        return checkpoint.load(job.main([*words, *more])["checkpoint"]).networks
+
+    first = train("first")
+    start = ["--start-from", f"runs/{recipe}-first/train/checkpoints/step-00000003"]
+    still = ["--train.lr", "1e-12", "--train.seed", "9"]  # no step of Adam goes further than its rate
+    begun, elsewhere = train("second", *start, *still), train("third", *still)
+    assert begun.keys() == first.keys() and set(first) == (
+        {"model"} if recipe == "tiny-aligndraw" else {"model", "discriminator"}
+    )
+    far = 0.0
+    for network, tensors in first.items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(begun[network][name], tensor, rtol=0, atol=1e-9)
+            far = max(far, (elsewhere[network][name] - tensor).abs().max().item())
+    assert far > 0.01
+    said = capsys.readouterr().out
+    assert f"starting from {out}/{start[1]}, which knew" in said and "going on from step 0 of 3" in said
+    journal = f"{out}/runs/{recipe}-second/train/tracking.jsonl"
+    assert f'"start_from": "{out}/{start[1]}"' in Path(journal).read_text()
+    with pytest.raises(ValueError, match="training cannot start from .*: it has other shapes"):
+        train("wider", *start, "--model.latent", "9")
+    with pytest.raises(ValueError, match="nowhere is not a checkpoint"):
+        train("lost", "--start-from", str(tmp_path / "nowhere"))
+    assert not list(out.glob(f"runs/{recipe}-wider/train/checkpoints/*"))
+
+
 def test_without_a_data_set_the_job_says_which_job_makes_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished digits data set .* run `python -m jobs.shard`"):
         job.main(["tiny-aligndraw", "--out", str(tmp_path)])
