@@ -120,6 +120,25 @@ def test_another_config_under_the_same_name_is_refused_and_nothing_is_lost(tmp_p
     assert made == [*STAGES, *STAGES]
 
 
+def test_starting_over_does_not_remove_the_checkpoint_it_is_to_start_from(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANVAS_FOLDER", str(tmp_path))
+    words = ["tiny-aligndraw", "--out", str(tmp_path)]
+    experiment.main(words)
+    there = tmp_path / "runs" / "tiny-aligndraw" / "train"
+    for path in (str(there), "runs/tiny-aligndraw/train"):
+        with pytest.raises(
+            ValueError, match="--fresh would remove .*/runs/tiny-aligndraw/train, .* take another --name"
+        ):
+            experiment.main([*words, "--fresh", "--start-from", path])
+    assert (there / "result.json").exists()
+    given = []
+    monkeypatch.setattr(experiment, "_run", lambda workspace, arguments: given.append(arguments) or MADE)
+    experiment.main([*words, "--name", "other", "--fresh", "--start-from", "runs/tiny-aligndraw/train"])
+    assert given[0].start_from == str(there)
+
+
 def test_a_run_that_another_process_works_on_is_neither_entered_nor_emptied(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
