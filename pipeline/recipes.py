@@ -92,7 +92,7 @@ def mnist_composing() -> RunConfig:
     base = digits_demo()
     dataset = replace(base.dataset, source="mnist", train=100_000, val=10_000, test=10_000)
     model = replace(base.model, align_where=True, dropout=0.3)
-    evaluation = replace(base.evaluation, images=1_000, judge_steps=8_000)
+    evaluation = replace(base.evaluation, images=1_000, judged=2_000, judge_steps=8_000)
     train = replace(base.train, steps=8_000, kl_weight=3.0)
     return replace(base, name="mnist-composing", dataset=dataset, model=model, train=train, evaluation=evaluation)
 
@@ -222,7 +222,8 @@ def mnist_composing_full() -> RunConfig:
     model = replace(base.model, where=100, **{name: getattr(small.model, name) for name in departures})
     length = dict(steps=10_000, batch=50, lanes=50, lr=2.5e-3, warmup=200, kl_warmup=0.2)
     train = replace(small.train, save_every=250, validate_images=500, **length)
-    return replace(base, name="mnist-composing-full", model=model, train=train)
+    evaluation = replace(base.evaluation, judged=small.evaluation.judged)
+    return replace(base, name="mnist-composing-full", model=model, train=train, evaluation=evaluation)
 
 
 @recipe
