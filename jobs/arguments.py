@@ -74,8 +74,8 @@ def parse(doc: str, argv: Sequence[str] | Arguments | None = None, kind: type[A]
     config = arguments.config
     if config.sentences not in RECIPES:
         config = dataclasses.replace(config, sentences=absolute(config.sentences))
-    places = {"out": absolute(arguments.out), "data": arguments.data and absolute(arguments.data)}
-    return dataclasses.replace(arguments, config=config, **places)
+    places = {name: absolute(path) for name in ("data", "start_from") if (path := getattr(arguments, name, None))}
+    return dataclasses.replace(arguments, config=config, out=absolute(arguments.out), **places)
 
 
 def entry(main: Callable[[], dict]) -> None:

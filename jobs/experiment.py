@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.arguments import Arguments, absolute, entry, parse
+from jobs.arguments import Arguments, entry, parse
 from jobs.train import TrainArguments
 from jobs.workspace import STAGES, Workspace
 from pipeline import storage
@@ -33,15 +33,13 @@ def main(argv: Sequence[str] | Arguments | None = None) -> dict:
     """Runs what is missing of the stages; where everything is, and the numbers of the evaluation."""
     arguments = parse(__doc__, argv, ExperimentArguments)
     workspace = Workspace(arguments.out, arguments.config)
-    start = arguments.start_from and absolute(arguments.start_from)
     if arguments.fresh:
-        if start and f"{start}/".startswith(f"{workspace.folder}/"):
+        if (start := arguments.start_from) and f"{start}/".startswith(f"{workspace.folder}/"):
             raise ValueError(f"--fresh would remove {start}, from which training is to start: take another --name")
         _remove(workspace)
     with workspace.opened(), workspace.tracker(PARENT) as tracker:
         tracker.params(to_dict(arguments.config))
-        given = TrainArguments(config=arguments.config, data=arguments.data, out=arguments.out, start_from=start)
-        stages = _run(workspace, given)
+        stages = _run(workspace, arguments)
         return _summary(workspace, stages, tracker)
 
 

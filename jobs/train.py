@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from jobs.arguments import Arguments, absolute, entry, parse
+from jobs.arguments import Arguments, entry, parse
 from jobs.workspace import EXPERIMENT, Workspace
 from pipeline import storage
 from pipeline.config import to_dict
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ def _train(workspace: Workspace, arguments: TrainArguments) -> dict:
     from pipeline.on_ray.connect import connect
     from pipeline.on_ray.group import CHECKPOINTS
     from pipeline.on_ray.score import JUDGED, judge_file, prepare_judge
-    from pipeline.on_ray.train import train
+    from pipeline.on_ray.train import origin_of, train
     from pipeline.shards.manifest import find_dataset, load_manifest
     from pipeline.sources import open_source
     from pipeline.tracking import tracking_uri
@@ -51,15 +55,17 @@ def _train(workspace: Workspace, arguments: TrainArguments) -> dict:
     config, folder = workspace.config, workspace.stage("train")
     source = open_source(config.dataset, arguments.data).digest if arguments.data else None
     dataset = find_dataset(workspace.out, config.dataset, source)
+    manifest = load_manifest(dataset)
     with workspace.tracker("train") as tracker:
         tracker.params(to_dict(config))
-        tracker.tags({"data": load_manifest(dataset).digest})
+        tracker.tags({"data": manifest.digest})
         if arguments.start_from is not None and not checkpoint.found(storage.join(folder, CHECKPOINTS)):
-            tracker.tags({"start_from": _start(workspace, dataset, absolute(arguments.start_from))})
+            _start(origin_of(config, manifest), storage.join(folder, CHECKPOINTS), arguments.start_from)
+            tracker.tags({"start_from": arguments.start_from})
         connect()
         judge = None
         if config.train.judged and config.dataset.source in JUDGED:
-            judge = judge_file(workspace.out, load_manifest(dataset).digest, config.evaluation.judge_steps)
+            judge = judge_file(workspace.out, manifest.digest, config.evaluation.judge_steps)
             prepare_judge(dataset, config.evaluation, judge)
         tracking = (folder, EXPERIMENT, config.name, "train", tracking_uri())
         outcome = train(config, dataset, folder, tracking, judge=judge)
@@ -79,27 +85,20 @@ def _train(workspace: Workspace, arguments: TrainArguments) -> dict:
         )
 
 
-def _start(workspace: Workspace, dataset: str, path: str) -> str:
-    """Give training a checkpoint of step 0 with the weights of another one, whose path is returned; it goes on from there."""
+def _start(origin: Origin, folder: str, path: str) -> None:
+    """Make a checkpoint of step 0 in a folder, with the weights of the one at a path: training goes on from there."""
     from pipeline import checkpoint
-    from pipeline.on_ray.group import CHECKPOINTS
     from pipeline.on_ray.train import new_state
-    from pipeline.shards.manifest import VOCABULARY, load_manifest
-    from pipeline.text.vocabulary import Vocabulary
     from pipeline.training.warm import take_weights
 
-    manifest, other = load_manifest(dataset), checkpoint.load(path, optimizers=False)
-    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(dataset, VOCABULARY)))
-    origin = checkpoint.Origin(workspace.config, vocabulary, manifest.size, manifest.channels)
-    state = new_state(origin)
+    other, state, words = checkpoint.load(path, optimizers=False), new_state(origin), origin.vocabulary.words
     for name, network in state.networks.items():
         try:
-            known = take_weights(network, other.networks.get(name, {}), vocabulary.words, other.origin.vocabulary.words)
+            known = take_weights(network, other.networks.get(name, {}), words, other.origin.vocabulary.words)
         except ValueError as differs:
-            raise ValueError(f"training cannot start from {path}: {differs}") from None
-    checkpoint.save(storage.join(workspace.stage("train"), CHECKPOINTS), state, origin)
-    print(f"starting from {path}, which knew {known} of {len(vocabulary)} words", flush=True)
-    return path
+            raise ValueError(f"training cannot start from {path}: {differs}; begin without its weights") from None
+    checkpoint.save(folder, state, origin)
+    print(f"starting from {path}, which knew {known} of {len(words)} words", flush=True)
 
 
 if __name__ == "__main__":

@@ -347,16 +347,12 @@ class Journal(Segment):
             for other, end in self.lines(self._known):
                 self._seen.update(_points(other))
                 self._known = end
-            for kind in ("params", "metrics"):
-                if kind in record:
-                    new = {
-                        name: value
-                        for name, value in record[kind].items()
-                        if (name, record.get("step")) not in self._seen
-                    }
-                    if not new:
-                        return
-                    record = {**record, kind: new}
+            step = record.get("step")
+            for kind in {"params", "metrics"} & record.keys():
+                new = {name: value for name, value in record[kind].items() if (name, step) not in self._seen}
+                if not new:
+                    return
+                record = {**record, kind: new}
             self._write(record)
 
     def close(self) -> None:

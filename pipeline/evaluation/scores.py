@@ -7,7 +7,8 @@ An image meets every caption with the same noise: what the sample of the posteri
 `Choice:` the mean sentence is the mean of `CaptionModel.describe` over the first captions of some training images
 (`evaluation.mean_captions`), and a query is the first caption of its image, where the paper takes all of both; for alignDRAW,
 which has no sentence vector, it replaces s_t at every step. Where captions decide much, as for digits, that vector is like no
-caption's and its bound says little about the image. So next to the paper's score there is one that divides by the mean of p(x | y) over some training captions, an estimate of p(x).
+caption's and its bound says little about the image. So next to the paper's score there is one that divides by the mean of
+p(x | y) over some training captions, an estimate of p(x).
 """
 
 from __future__ import annotations

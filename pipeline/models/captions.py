@@ -24,9 +24,9 @@ class WordStates(nn.Module):
     Choice: the backward direction reads each caption from its own last word to its first. The authors' code reverses the
     order of the batch there instead of the order of the words (coco/alignDraw.py, line 94), and reverse="batch" does as it
     does: in training the second LSTM reads another caption of the batch, left to right, the last one for the first image and
-    so on, for which one process must have the whole batch. Where that caption is shorter it stays at its last word (theirs are of
-    equal length). When a model is measured or draws it reads the caption itself, left to right, as when the authors draw one
-    caption many times: a drawing or a bound must not depend on what else is in its batch.
+    so on, for which one process must have the whole batch. Where that caption is shorter it stays at its last word (theirs
+    are of equal length). When a model is measured or draws it reads the caption itself, left to right, as when the authors
+    draw one caption many times: a drawing or a bound must not depend on what else is in its batch.
     """
 
     def __init__(self, vocabulary: int, width: int, reverse: str = "words"):

@@ -57,8 +57,7 @@ def train_worker(order: dict) -> dict | None:
         return None
     say = tell if ranks.first else lambda line: None
     manifest = load_manifest(order["dataset"])
-    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(manifest.folder, VOCABULARY)))
-    origin = Origin(config, vocabulary, manifest.size, manifest.channels)
+    origin = origin_of(config, manifest)
     folder = storage.join(order["folder"], CHECKPOINTS)
     state = start(origin, folder, ranks, say)
     effort = Effort(order["folder"], state.step, ranks)
@@ -67,7 +66,7 @@ def train_worker(order: dict) -> dict | None:
     shared = {"words": config.train.words, "pin": config.train.gpu, "sentences": vectors}
     batches = read(
         manifest,
-        vocabulary,
+        origin.vocabulary,
         batch=config.train.batch,
         lanes=config.train.lanes,
         seed=config.train.seed,
@@ -81,14 +80,14 @@ def train_worker(order: dict) -> dict | None:
     def validate() -> dict[str, float]:
         if order.get("judge") and ranks.first:
             facts, judge = description(manifest.folder)["facts"], storage.read_bytes(order["judge"])
-            shares = drawn_shares(state.model, vocabulary, vectors, facts, judge, config.train.judged)
+            shares = drawn_shares(state.model, origin.vocabulary, vectors, facts, judge, config.train.judged)
             log({f"val/drawn/{group}/right": share for group, share in shares.items()}, state.step)
             say(f"step {state.step}: drawn all right: " + ", ".join(f"{g} {s:.0%}" for g, s in shares.items()))
         first, count = share_of(manifest, config.train.validate_images, ranks)
         if count == 0:
             return {}
         held_out = read_in_order(
-            manifest, vocabulary, "val", batch=config.train.batch, start=first, limit=count, **shared
+            manifest, origin.vocabulary, "val", batch=config.train.batch, start=first, limit=count, **shared
         )
         return term_sums(state.model, held_out, seed=config.train.seed, first=first, device=ranks.device)
 
@@ -114,6 +113,12 @@ def train_worker(order: dict) -> dict | None:
         "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
         **{name: round(spent, 1) for name, spent in effort.spent.items()},
     }
+
+
+def origin_of(config: RunConfig, manifest: Manifest) -> Origin:
+    """What a model of the config on a data set is made from."""
+    vocabulary = Vocabulary.from_json(storage.read_text(storage.join(manifest.folder, VOCABULARY)))
+    return Origin(config, vocabulary, manifest.size, manifest.channels)
 
 
 def start(origin: Origin, folder: str, ranks: Ranks, say: Say) -> TrainState:

@@ -224,7 +224,8 @@ def draw_samples(
 ) -> Iterator[tuple[Template, int, list[int], list[int], list[int]]]:
     """Template, number of its wording, source digits, rows and columns of each sample of a plan.
 
-    Arithmetic on a counter, drawn for all at once. A digit's image is uniform over the split's digits that its slot does not hold out, as if drawn until accepted.
+    Arithmetic on a counter, drawn for all at once. A digit's image is uniform over the split's digits that its slot does not
+    hold out, as if drawn until accepted.
     """
     held_out, count = draw_held_out(config.seed), plan.stop - plan.start
     words = random_words(f"samples of {plan.split}", config.seed, plan.start, count, WORDS_A_SAMPLE)

@@ -274,13 +274,20 @@ def test_checkpoints_and_the_request_to_stop_may_lie_in_an_object_store(
     assert_equal(kept(folder), kept(tmp_path / "here"))
 
 
-def test_the_job_finishes_once_and_refuses_another_config_under_its_name(
-    dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    out = str(Path(dataset).parent.parent)
+@pytest.fixture
+def out(dataset: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of the data set's runs, with jobs.train training in this process, without Ray and MLflow."""
+    folder = str(Path(dataset).parent.parent)
     monkeypatch.setattr("ray.init", lambda **options: None)
-    monkeypatch.setattr(training, "run_group", lambda work, order, *rest: work({**order, "stop": f"{out}/stop"}))
+    monkeypatch.setattr(training, "run_group", lambda work, order, *rest: work({**order, "stop": f"{folder}/stop"}))
+    monkeypatch.setenv("CANVAS_FOLDER", folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def test_the_job_finishes_once_and_refuses_another_config_under_its_name(
+    out: str, capsys: pytest.CaptureFixture
+) -> None:
     words = ["tiny-aligndraw", "--out", out, "--name", "once", "--train.steps", "6", "--train.save-every", "2"]
     result = job.main(words)
     assert (result["reason"], result["step"], result["checkpoint_step"]) == ("finished", 6, 6)
@@ -302,16 +309,10 @@ def test_the_job_finishes_once_and_refuses_another_config_under_its_name(
 
 @pytest.mark.parametrize("recipe", ["tiny-aligndraw", "tiny-lapgan"])
 def test_training_starts_from_the_weights_of_another_checkpoint(
-    dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, recipe: str
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture, recipe: str
 ) -> None:
-    out = Path(dataset).parent.parent
-    monkeypatch.setattr("ray.init", lambda **options: None)
-    monkeypatch.setattr(training, "run_group", lambda work, order, *rest: work({**order, "stop": f"{out}/stop"}))
-    monkeypatch.setenv("CANVAS_FOLDER", str(out))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def train(name: str, *more: str, steps: int = 3) -> dict[str, dict[str, Tensor]]:
-        words = [recipe, "--out", str(out), "--name", f"{recipe}-{name}", "--train.steps", str(steps)]
+    def train(name: str, *more: str) -> dict[str, dict[str, Tensor]]:
+        words = [recipe, "--out", out, "--name", f"{recipe}-{name}", "--train.steps", "3"]
         return checkpoint.load(job.main([*words, *more])["checkpoint"]).networks
 
     first = train("first")
@@ -335,7 +336,7 @@ def test_training_starts_from_the_weights_of_another_checkpoint(
         train("wider", *start, "--model.latent", "9")
     with pytest.raises(ValueError, match="nowhere is not a checkpoint"):
         train("lost", "--start-from", str(tmp_path / "nowhere"))
-    assert not list(out.glob(f"runs/{recipe}-wider/train/checkpoints/*"))
+    assert not list(Path(out).glob(f"runs/{recipe}-wider/train/checkpoints/*"))
 
 
 def test_without_a_data_set_the_job_says_which_job_makes_it(tmp_path: Path) -> None:
