@@ -49,7 +49,8 @@ def _evaluate(workspace: Workspace, trained: dict, measured: dict) -> dict:
         bounded = config.model.kind in BOUNDED
         if not bounded:
             print(f"a {config.model.kind} has no bound: neither that nor retrieval by it is measured", flush=True)
-        order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation, bounded)
+        apart = getattr(config.model, "align_where", False)
+        order = Order(trained["dataset"], measured["drawing"], measured["sharpener"], config.evaluation, bounded, apart)
         kept = judge_file(workspace.out, digest, config.evaluation.judge_steps)
         found = evaluate(order, kept, log=lambda line: print(line, flush=True))
         tracker.metrics(found.figures, trained["checkpoint_step"])

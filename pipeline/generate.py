@@ -45,17 +45,20 @@ def draw_captions(
     sentences: Tensor | None = None,
     batch: int = 100,
     steps: bool = False,
+    where: Sequence[str] | None = None,
 ) -> Generated:
     """Draw every caption `per_caption` times; the drawings of a caption lie together.
 
     rows: numbers that name the noise of each drawing, 0, 1, 2 ... unless given; equal numbers get equal noise, so that two
     captions can be compared by nothing but their words. sentences: (captions, S) for the models that take a sentence vector.
-    steps: keep the canvas after each step, too (T times the memory). Results are on the CPU.
+    steps: keep the canvas after each step, too (T times the memory). where: for models with an attention of its own for where,
+    the captions that it is told in the place of these. Results are on the CPU.
     """
     if not captions:
         raise ValueError("no captions to draw")
     device = next(model.parameters()).device
     words, keep = vocabulary.encode(list(captions))
+    places = None if where is None else vocabulary.encode(list(where))
     which = torch.arange(len(captions)).repeat_interleave(per_caption)
     rows = range(len(which)) if rows is None else rows
     if len(rows) != len(which):
@@ -66,7 +69,8 @@ def draw_captions(
         caption = words[chosen].to(device), keep[chosen].to(device)
         sentence = None if sentences is None else sentences[chosen].to(device)
         noise = row_noise(model.noise_shape, rows[start : start + batch], (seed, PRIOR), device)
-        drawn = model.sample(*caption, sentence, noise, steps)
+        apart = {} if places is None else {"where": tuple(part[chosen].to(device) for part in places)}
+        drawn = model.sample(*caption, sentence, noise, steps, **apart)
         if sharpener is not None:
             drawn.sharpened = sharpener(drawn.images, model.describe(*caption, sentence))
         parts.append(drawn)

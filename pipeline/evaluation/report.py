@@ -41,6 +41,12 @@ ROWS = (
         "%",
     ),
     Row(
+        "one digit, seen, what is painted told another corner: all right",
+        "drawn/one_digit/other_corner/right",
+        "drawn/sharpened/one_digit/other_corner/right",
+        "%",
+    ),
+    Row(
         "two digits, seen combinations: all right",
         "drawn/two_digits/seen/right",
         "drawn/sharpened/two_digits/seen/right",

@@ -169,8 +169,13 @@ class DrawModel(CaptionModel):
         """(5) for t >= 2: the prior's view of h^gen_{t-1} (..., 2Z) -> mean, log std (..., Z), both in [-1, 1]."""
         return torch.tanh(view).chunk(2, dim=-1)
 
-    def step(self, drawing: Drawing, latent: Tensor, caption: Caption, weights: Weights) -> Drawing:
-        """(6)-(8), the same for inference and generation: z_t (B, Z) is painted onto the canvas."""
+    def step(
+        self, drawing: Drawing, latent: Tensor, caption: Caption, weights: Weights, where: Caption | None = None
+    ) -> Drawing:
+        """(6)-(8), the same for inference and generation: z_t (B, Z) is painted onto the canvas.
+
+        where: of a model with align_where, what the LSTM that decides where is told, if it is another caption.
+        """
         gates = weights.latent.add(drawing.views.recurrent, latent)
         if caption.fixed is not None:
             gates, alpha = gates + caption.fixed, None
@@ -178,8 +183,8 @@ class DrawModel(CaptionModel):
             sentence, alpha = self.align(caption.values, caption.projected, drawing.views.query, caption.keep)
             gates = weights.sentence.add(gates, sentence)
             if self.align_where is not None:
-                query = drawing.views.query_where
-                sentence, _ = self.align_where(caption.values, caption.projected_where, query, caption.keep)
+                where, query = where or caption, drawing.views.query_where
+                sentence, _ = self.align_where(where.values, where.projected_where, query, where.keep)
                 gates = weights.sentence_where.add(gates, sentence)
         hidden, memory = advance(gates, drawing.memory)
         views = weights.look(hidden)
@@ -219,17 +224,29 @@ class DrawModel(CaptionModel):
         return self.reconstruct(batch, noise)[0]
 
     def sample(
-        self, words: Tensor, keep: Tensor, sentence: Tensor | None, noise: Tensor, steps: bool = False
+        self,
+        words: Tensor,
+        keep: Tensor,
+        sentence: Tensor | None,
+        noise: Tensor,
+        steps: bool = False,
+        where: tuple[Tensor, Tensor] | None = None,
     ) -> Generated:
-        """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, alignments, with `steps` also canvases."""
+        """Q is discarded, z_t comes from the prior: noise (B, T, Z) -> images, alignments, with `steps` also canvases.
+
+        where: words, keep (B, N') of the captions by which a model with align_where decides where, if they are others.
+        """
+        if where is not None and self.align_where is None:
+            raise ValueError("this model has one attention for what and where: it cannot be told two captions")
         caption, weights = self._caption(words, keep, sentence), self._weights(infer=False)
+        elsewhere = where and self._caption(*where, None)
         drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
         for index, latent in enumerate(noise[:, : self.config.steps].unbind(1)):
             if index > 0 and self.prior is not None:
                 mean, log_std = self.prior_of(drawing.views.prior)
                 latent = mean + log_std.exp() * latent
-            drawing = self.step(drawing, latent, caption, weights)
+            drawing = self.step(drawing, latent, caption, weights, elsewhere)
             canvases += [drawing.canvas] if steps else []
             alphas.append(drawing.alpha)
         return Generated(

@@ -43,6 +43,7 @@ from pipeline.text.vocabulary import Vocabulary
 POSTERIOR = 4  # stream of noise of the bounds: training takes (seed, 1, step), drawings (seed, 3, row)
 JUDGE_TRAIN, JUDGE_TEST = 20_000, 2_000  # canvases at most
 QUERIES_A_BLOCK = 5
+OTHER_CORNER = "one_digit/other_corner"  # a group of drawings: what is painted is told a corner, where another
 JUDGED = ("digits", "mnist")  # sources whose drawings the judge can read
 Log = Callable[[str], None]
 
@@ -56,6 +57,7 @@ class Order:
     sharpener: str | None  # checkpoint of the sharpener
     settings: EvaluationConfig
     bounded: bool = True  # whether the model has a bound: of one without, only drawings are measured
+    apart: bool = False  # whether what is painted and where are told by attentions of their own
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,11 @@ class Scorer:
                 found[name] = np.reshape(values, (-1, samples))
         return found
 
-    def drawings(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Drawings of captions (n, C, H, W) uint8, as drawn and sharpened."""
-        drawn = self.draw(captions, 1, rows)
+    def drawings(
+        self, captions: Sequence[str], rows: Sequence[int], where: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Drawings of captions (n, C, H, W) uint8, as drawn and sharpened; `where` as in draw_captions."""
+        drawn = self.draw(captions, 1, rows, where)
         found = {"": drawn.images, "sharpened/": drawn.sharpened}
         return {name: (images * 255).round().byte().numpy() for name, images in found.items() if images is not None}
 
@@ -206,9 +210,11 @@ class Scorer:
     def _sentences(self, captions: Sequence[str]) -> Tensor | None:
         return None if self.vectors is None else torch.from_numpy(np.array(self.vectors(list(captions)), np.float32))
 
-    def draw(self, captions: Sequence[str], each: int, rows: Sequence[int]) -> Generated:
+    def draw(
+        self, captions: Sequence[str], each: int, rows: Sequence[int], where: Sequence[str] | None = None
+    ) -> Generated:
         sentences = self._sentences(captions)
-        settings = {"rows": rows, "sentences": sentences, "batch": self.settings.batch}
+        settings = {"rows": rows, "sentences": sentences, "batch": self.settings.batch, "where": where}
         return draw_captions(self.model, self.vocabulary, captions, self.seed, self.sharpener, each, **settings)
 
     def _images(self, numbers: np.ndarray) -> Tensor:
@@ -242,6 +248,9 @@ def evaluate(order: Order, judge_file: str, log: Log = print) -> Measured:
         ),
         **{name: _drawing_blocks(captions, settings.batch) for name, captions in groups.items()},
     }
+    if groups and order.apart:
+        painted, groups[OTHER_CORNER] = corner_pairs(about["facts"], settings.judged, settings.seed)
+        work[OTHER_CORNER] = _drawing_blocks(painted, settings.batch, groups[OTHER_CORNER])
     values, candidates = {}, {}
     with Pool(partial(Scorer, order), workers=settings.workers, gpu=settings.gpu, log=log) as pool:
         measures = (f"bounds of {images:,} images, " if order.bounded else "no bound, ") + "drawings"
@@ -452,15 +461,27 @@ def caption_groups(facts: dict, count: int, seed: int) -> dict[str, list[str]]:
     return groups
 
 
+def corner_pairs(facts: dict, count: int, seed: int) -> tuple[list[str], list[str]]:
+    """`count` captions of one digit by which it is painted, and of the same digit at another corner, where it is to stand.
+
+    All are of training. What of a place reaches what is painted shows as drawings that are wrong.
+    """
+    pairs = digit_captions.other_corners(facts)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    drawn = [pairs[order[i % len(order)]] for i in range(count)]
+    return [what.caption for what, _ in drawn], [where.caption for _, where in drawn]
+
+
 def _blocks(method: str, count: int, size: int, *before: Any, after: tuple = ()) -> list[Block]:
     """Ranges (start, count) that cover 0 ... count - 1."""
     starts = range(0, count, size)
     return [Block(method, (*before, start, min(size, count - start), *after)) for start in starts]
 
 
-def _drawing_blocks(captions: list[str], size: int) -> list[Block]:
-    rows = list(range(len(captions)))
-    return [Block("drawings", (captions[at : at + size], rows[at : at + size])) for at in range(0, len(rows), size)]
+def _drawing_blocks(captions: list[str], size: int, where: list[str] | None = None) -> list[Block]:
+    given = [part for part in (captions, list(range(len(captions))), where) if part is not None]
+    starts = range(0, len(captions), size)
+    return [Block("drawings", tuple(part[at : at + size] for part in given)) for at in starts]
 
 
 def _kept_judge(path: str, log: Log) -> bytes | None:

@@ -3,8 +3,9 @@
 Eight templates of exactly 12 tokens say which digits there are and where. Some combinations of template, slot and digit are
 held out: they are drawn once from the seed, recorded in the facts of the data set, and appear in no sample of any split, so
 drawing them is generalisation. A template of one digit has its corner to itself: what it holds out is on no image. A place of
-the others belongs to two templates, so most digits that one holds out there are on images of the other. The digits come from the IDX files of MNIST or, with nothing to download, from scikit-learn's
-packaged handwritten digits (8x8, enlarged). The splits use disjoint source digits.
+the others belongs to two templates, so most digits that one holds out there are on images of the other. The digits come from the
+IDX files of MNIST or, with nothing to download, from scikit-learn's packaged handwritten digits (8x8, enlarged). The splits use
+disjoint source digits.
 
 Choice: each template and slot holds out exactly one digit; the authors draw from 0 to 10, where 10 bans nothing.
 Choice: on canvases other than 60x60 everything scales with the side.
@@ -141,6 +142,12 @@ def held_out_captions(facts: dict[str, Any], *, digits: int) -> list[LabelledCap
 def seen_captions(facts: dict[str, Any], *, digits: int) -> list[LabelledCaption]:
     """All captions of one or two digits that may occur in the training split."""
     return [caption for caption, new in _all_captions(facts, digits) if not new]
+
+
+def other_corners(facts: dict[str, Any]) -> list[tuple[LabelledCaption, LabelledCaption]]:
+    """Captions of one digit with those that name the same digit at another corner, both of them seen in training."""
+    seen = seen_captions(facts, digits=1)
+    return [(one, other) for one in seen for other in seen if one.digits == other.digits and one.places != other.places]
 
 
 def _all_captions(facts: dict[str, Any], slots: int) -> Iterator[tuple[LabelledCaption, bool]]:

@@ -110,6 +110,26 @@ def attended(p, layer, states, values, h):
     return sum(a * v_k for a, v_k in zip(alpha, values)), alpha
 
 
+def paint(p, config, z, s, theirs, h_gen, c_gen, canvas):
+    """Generative LSTM and write: s is what it is told, theirs (if not None) what its units that decide where are told."""
+    channels, side, _ = canvas.shape
+    gates = p["generator_latent.weight"] @ z + p["generator_sentence.weight"] @ s
+    if theirs is not None:
+        for row in range(4 * config.generator):
+            if row % config.generator >= config.generator - config.where:
+                gates[row] = p["generator_latent.weight"][row] @ z + p["generator_sentence.weight"][row] @ theirs
+    if config.where:
+        h_gen, c_gen = two_lstms(p, gates, h_gen, c_gen, config.where)
+    else:
+        h_gen, c_gen = lstm(p, "generator", gates, h_gen, c_gen)
+    f_x, f_y, gamma = filters(p, "write_window", h_gen, config.write_size, side, config.where)
+    what = slice(config.generator - config.where)
+    patch = (p["write.weight"][:, what] @ h_gen[what] + p["write.bias"]).view(
+        config.write_size, channels, config.write_size
+    )
+    return h_gen, c_gen, canvas + torch.stack([f_y.T @ patch[:, k] @ f_x / gamma for k in range(channels)])
+
+
 def loss_of_one(p, config, image, words, sentence, noise):
     """-log p(x | z) and KL of one image (C, S, S) with one caption, and the alignments of the steps."""
     channels, side, _ = image.shape
@@ -151,22 +171,8 @@ def loss_of_one(p, config, image, words, sentence, noise):
             s = sum(states) / len(states) if config.caption == "mean" else sentence
             if config.caption == "none":
                 s = torch.zeros(1, dtype=torch.float64)
-        gates = p["generator_latent.weight"] @ z + p["generator_sentence.weight"] @ s
-        if config.align_where:
-            theirs, _ = attended(p, "align_where", states, values, h_gen)
-            for row in range(4 * config.generator):
-                if row % config.generator >= config.generator - config.where:
-                    gates[row] = p["generator_latent.weight"][row] @ z + p["generator_sentence.weight"][row] @ theirs
-        if config.where:
-            h_gen, c_gen = two_lstms(p, gates, h_gen, c_gen, config.where)
-        else:
-            h_gen, c_gen = lstm(p, "generator", gates, h_gen, c_gen)
-        f_x, f_y, gamma = filters(p, "write_window", h_gen, config.write_size, side, config.where)
-        what = slice(config.generator - config.where)
-        patch = (p["write.weight"][:, what] @ h_gen[what] + p["write.bias"]).view(
-            config.write_size, channels, config.write_size
-        )
-        canvas = canvas + torch.stack([f_y.T @ patch[:, k] @ f_x / gamma for k in range(channels)])
+        theirs = attended(p, "align_where", states, values, h_gen)[0] if config.align_where else None
+        h_gen, c_gen, canvas = paint(p, config, z, s, theirs, h_gen, c_gen, canvas)
     mean = torch.sigmoid(canvas)
     recon = -(image * torch.log(mean) + (1 - image) * torch.log(1 - mean)).sum()
     return recon, kl, alphas, mean
@@ -357,6 +363,31 @@ def test_an_attention_of_its_own_is_for_units_that_decide_where():
     for changes in ({}, {"where": 2, "caption": "mean"}):
         with pytest.raises(ValueError, match=r"DrawConfig.align_where: True is not allowed; only with --model.where"):
             replace(SMALL, align_where=True, **changes)
+
+
+def test_what_is_painted_and_where_can_be_told_by_two_captions():
+    config = replace(SMALL, values="words", where=2, align_where=True, prior="standard")
+    model = random_model(config, 1)
+    batch = captioned_images(1)
+    noise = noise_rows(model.noise_shape, 3, (6,)).double()
+    others = batch.words.flip(0), batch.keep.flip(0)
+    drawn = model.sample(batch.words, batch.keep, None, noise, where=others)
+
+    p = dict(model.named_parameters())
+    for row in range(3):
+        told = [caption[row][keep[row]].tolist() for caption, keep in ((batch.words, batch.keep), others)]
+        states = [word_states(p, words) for words in told]
+        values = [[p["value_words.weight"][word] for word in words] for words in told]
+        h, c, canvas = p["generator_start"], torch.zeros(config.generator).double(), p["canvas_start"].permute(1, 0, 2)
+        for t in range(config.steps):
+            s, _ = attended(p, "align", states[0], values[0], h)
+            theirs, _ = attended(p, "align_where", states[1], values[1], h)
+            h, c, canvas = paint(p, config, noise[row, t], s, theirs, h, c, canvas)
+        torch.testing.assert_close(drawn.images[row], torch.sigmoid(canvas))
+    same = model.sample(batch.words, batch.keep, None, noise, where=(batch.words, batch.keep))
+    torch.testing.assert_close(same.images, model.sample(batch.words, batch.keep, None, noise).images)
+    with pytest.raises(ValueError, match="one attention for what and where"):
+        random_model(SMALL, 1).sample(batch.words, batch.keep, None, noise, where=others)
 
 
 def test_words_are_the_values_of_an_attention_only():

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,22 @@ from pipeline.checkpoint import Origin
 from pipeline.evaluation import judge as judges
 from pipeline.evaluation.retrieval import found_within
 from pipeline.evaluation.values import to_bytes
+from pipeline.generate import PRIOR, row_noise
 from pipeline.models.build import build_model
 from pipeline.on_ray import score
 from pipeline.on_ray.pool import TRIES, Block, Pool
-from pipeline.on_ray.score import Order, Scorer, caption_groups, evaluate, grey, next_other, read_split, regions, wanted
+from pipeline.on_ray.score import (
+    Order,
+    Scorer,
+    caption_groups,
+    corner_pairs,
+    evaluate,
+    grey,
+    next_other,
+    read_split,
+    regions,
+    wanted,
+)
 from pipeline.recipes import find_recipe
 from pipeline.sample import Batch, Generated
 from pipeline.shards.manifest import VOCABULARY, description
@@ -237,6 +250,64 @@ def test_a_kept_judge_is_used_and_a_damaged_one_is_trained_anew(order: Order, me
     lines: list[str] = []
     assert evaluate(bare, str(mine), lines.append).figures["judge/accuracy"] == figures["judge/accuracy"]
     assert any("not a judge" in line for line in lines) and mine.read_bytes() == judge.read_bytes()
+
+
+def test_what_is_painted_is_told_another_corner_and_judged_by_where_it_is_to_stand(
+    order: Order, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Here:
+        """The pool, in this process."""
+
+        def __init__(self, make: Callable[[], Scorer], **_: object) -> None:
+            self.scorer = make()
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def run(self, work: dict[str, list[Block]]) -> dict[str, list]:
+            return {
+                name: [getattr(self.scorer, block.method)(*block.given) for block in blocks]
+                for name, blocks in work.items()
+            }
+
+    def drawings(_: Scorer, captions: list[str], rows: list[int], where: list[str] | None = None) -> dict:
+        return {"": wanted(captions if where is None else where)[:, None, None].astype(np.uint8)}
+
+    class Reader:
+        """Reads what `drawings` has written."""
+
+        def look(self, images: torch.Tensor) -> np.ndarray:
+            return (images * 255).round().long().numpy()[:, 0, 0]
+
+    monkeypatch.setattr(score, "Pool", Here)
+    monkeypatch.setattr(Scorer, "drawings", drawings)
+    monkeypatch.setattr(judges, "from_bytes", lambda content: (Reader(), {}))
+    (tmp_path / "judge").write_bytes(b"kept")
+    bare = replace(order, sharpener=None, bounded=False)
+    figures = evaluate(replace(bare, apart=True), str(tmp_path / "judge"), log=lambda line: None).figures
+    shares = {name: value for name, value in figures.items() if name.endswith("right")}
+    assert set(shares.values()) == {1.0} and len(shares) == 5 and "drawn/one_digit/other_corner/right" in shares
+    figures = evaluate(bare, str(tmp_path / "judge"), log=lambda line: None).figures
+    assert "drawn/one_digit/other_corner/right" not in figures
+
+
+def test_a_worker_draws_with_what_is_told_one_caption_and_where_another(order: Order, tmp_path: Path) -> None:
+    recipe, vocabulary = find_recipe("tiny-composing"), Scorer(order).vocabulary
+    model = build_model(recipe.model, len(vocabulary), 60, 1).eval()
+    state = TrainState.of(model, make_optimizer(model, recipe.train))
+    path = checkpoint.save(str(tmp_path / "train"), state, Origin(recipe, vocabulary, 60, 1))
+    painted, where = corner_pairs(description(order.dataset)["facts"], 8, seed=0)
+    found = Scorer(replace(order, model=path, sharpener=None)).drawings(painted, list(range(8)), where)
+
+    noise = row_noise(model.noise_shape, range(8), (0, PRIOR))
+    with torch.no_grad():
+        drawn = model.sample(*vocabulary.encode(painted), None, noise, where=vocabulary.encode(where)).images
+    np.testing.assert_array_equal(found[""], (drawn * 255).round().byte().numpy())
+    assert not np.array_equal(
+        found[""], Scorer(replace(order, model=path, sharpener=None)).drawings(where, list(range(8)))[""]
+    )
 
 
 @pytest.mark.parametrize("wordings", [1, 4])

@@ -23,6 +23,7 @@ from pipeline.sources.mnist_captions import (
     digit_side,
     draw_samples,
     held_out_captions,
+    other_corners,
     seen_captions,
 )
 from pipeline.text.vocabulary import Vocabulary, tokenize
@@ -137,6 +138,15 @@ def test_held_out_combinations_are_in_no_sample_and_the_others_in_some(source, s
         if digits == 1:
             assert occurring == seen
     assert {template["template"] for template in source.facts["held_out"]} == {template.name for template in TEMPLATES}
+
+
+def test_the_same_digit_is_asked_for_at_another_corner_where_training_showed_both(source) -> None:
+    seen = {c.caption for c in seen_captions(source.facts, digits=1)}
+    pairs = [(one.caption.split(), other.caption.split()) for one, other in other_corners(source.facts)]
+    assert {" ".join(words) for pair in pairs for words in pair} <= seen
+    assert all(one[2] == other[2] and one[6:8] != other[6:8] for one, other in pairs)
+    corners = Counter(caption.split()[2] for caption in seen)  # of each digit
+    assert len({(*one, *other) for one, other in pairs}) == len(pairs) == sum(n * (n - 1) for n in corners.values())
 
 
 def test_a_labelled_caption_names_the_place_of_each_digit(source) -> None:
