@@ -239,7 +239,7 @@ class DrawModel(CaptionModel):
         if where is not None and self.align_where is None:
             raise ValueError("this model has one attention for what and where: it cannot be told two captions")
         caption, weights = self._caption(words, keep, sentence), self._weights(infer=False)
-        elsewhere = where and self._caption(*where, None)
+        elsewhere = None if where is None else self._caption(*where, None)
         drawing = self._blank(len(words), weights)
         canvases, alphas = [], []
         for index, latent in enumerate(noise[:, : self.config.steps].unbind(1)):
