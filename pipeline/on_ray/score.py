@@ -455,9 +455,8 @@ def caption_groups(facts: dict, count: int, seed: int) -> dict[str, list[str]]:
     groups = {}
     for name, digits in (("one_digit", 1), ("two_digits", 2)):
         for kind, listed in (("seen", digit_captions.seen_captions), ("held_out", digit_captions.held_out_captions)):
-            captions = [label.caption for label in listed(facts, digits=digits)]
-            order = np.random.default_rng(seed).permutation(len(captions))
-            groups[f"{name}/{kind}"] = [captions[order[i % len(order)]] for i in range(count)]
+            drawn = _drawn(listed(facts, digits=digits), count, seed)
+            groups[f"{name}/{kind}"] = [label.caption for label in drawn]
     return groups
 
 
@@ -466,10 +465,14 @@ def corner_pairs(facts: dict, count: int, seed: int) -> tuple[list[str], list[st
 
     All are of training. What of a place reaches what is painted shows as drawings that are wrong.
     """
-    pairs = digit_captions.other_corners(facts)
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    drawn = [pairs[order[i % len(order)]] for i in range(count)]
+    drawn = _drawn(digit_captions.other_corners(facts), count, seed)
     return [what.caption for what, _ in drawn], [where.caption for _, where in drawn]
+
+
+def _drawn(things: list, count: int, seed: int) -> list:
+    """`count` of the things in a drawn order, and again from its start."""
+    order = np.random.default_rng(seed).permutation(len(things))
+    return [things[order[i % len(order)]] for i in range(count)]
 
 
 def _blocks(method: str, count: int, size: int, *before: Any, after: tuple = ()) -> list[Block]:

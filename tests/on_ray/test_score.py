@@ -299,15 +299,14 @@ def test_a_worker_draws_with_what_is_told_one_caption_and_where_another(order: O
     state = TrainState.of(model, make_optimizer(model, recipe.train))
     path = checkpoint.save(str(tmp_path / "train"), state, Origin(recipe, vocabulary, 60, 1))
     painted, where = corner_pairs(description(order.dataset)["facts"], 8, seed=0)
-    found = Scorer(replace(order, model=path, sharpener=None)).drawings(painted, list(range(8)), where)
+    scorer = Scorer(replace(order, model=path, sharpener=None))
+    found = scorer.drawings(painted, list(range(8)), where)
 
     noise = row_noise(model.noise_shape, range(8), (0, PRIOR))
     with torch.no_grad():
         drawn = model.sample(*vocabulary.encode(painted), None, noise, where=vocabulary.encode(where)).images
     np.testing.assert_array_equal(found[""], (drawn * 255).round().byte().numpy())
-    assert not np.array_equal(
-        found[""], Scorer(replace(order, model=path, sharpener=None)).drawings(where, list(range(8)))[""]
-    )
+    assert not np.array_equal(found[""], scorer.drawings(where, list(range(8)))[""])
 
 
 @pytest.mark.parametrize("wordings", [1, 4])
